@@ -104,7 +104,7 @@ def wilson(
     check(0 <= rate <= 1, f"expected rate in [0,1], got {rate}")
     check(n > 0, f"expected n > 0, got {n}")
     check(0 < level < 1, f"expected level in (0,1), got {level}")
-    z = stats.norm.ppf((1 + level) / 2)
+    z = float(stats.norm.ppf((1 + level) / 2))
     center = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(rate * (1 - rate) / n + z**2 / (4 * n**2))
     return float(rate), max(0.0, center - half), min(1.0, center + half)
