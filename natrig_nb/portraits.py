@@ -181,7 +181,7 @@ def _hair_behind(img, p, g, hair):
     crown = (g.q.clamp(0) / 1.1).square()
     crown = crown * (0.72 + 0.28 * crown)
     a = torch.minimum(a, (1 - torch.sqrt((ax / outer).square() + crown)) * g.a)
-    shade = 0.62 + 0.11 * g.strand + 0.3 * g.h * p.lx - 0.28 * _bump((ax - inner) / 0.4)
+    shade = 0.62 + 0.09 * g.strand + 0.3 * g.h * p.lx - 0.28 * _bump((ax - inner) / 0.4)
     return _paint(img, hair * shade.clamp_(0.12)[:, None], _edge(a, g) * (p.hair_length > 0.4))
 
 
@@ -345,7 +345,7 @@ def _hair(img, p, g, hair):
     temple = _bump((g.au - 0.42) / 0.3)
     sweep = 0.16 * (p.fringe - 0.55).clamp(0) * 4 * (1 - p.baldness) * (1 - (g.u - 0.8 * (p.part - 0.5)).abs()).clamp(0)
     lift = (0.24 * (0.5 - p.fringe).clamp(0)) * (1 - p.baldness) + 0.1 * (p.fringe < 0.28) * p.long * _bump((g.u - 0.8 * (p.part - 0.5)) / 0.35)
-    line = 0.59 + lift - 0.22 * g.au * g.au + 0.62 * p.baldness + 0.16 * p.baldness * temple - sweep - 2.1 * side * (1 + 0.3 * p.long) + 0.015 * g.strand
+    line = 0.59 + lift - 0.22 * g.au * g.au + 0.62 * p.baldness + 0.16 * p.baldness * temple - sweep - 2.1 * side * (1 + 0.3 * p.long) + 0.008 * g.strand
     side_end = g.q + 0.02 + 0.14 * g.au - 0.05 + 1.2 * p.long * p.hair_length
     a = torch.minimum(g.v - line, side_end * 0.7)
     hx, hy = g.h / (1 + 0.75 * vol), (g.q / (1 + top)).square()
@@ -353,7 +353,7 @@ def _hair(img, p, g, hair):
     outline = torch.maximum(outline, torch.minimum(1 + vol * 0.75 - g.h.abs(), -g.q + 0.02) * 0.4 * p.long - (1 - p.long))
     a = torch.minimum(a * 0.55, outline)
     shine = _bump((g.q - 0.62 - 0.25 * g.h * p.lx + 0.1 * g.h * g.h) / 0.25)
-    shade = 0.56 + 0.3 * g.h * p.lx + 0.16 * g.q + 0.11 * g.strand + (0.26 + 0.1 * g.strand) * shine - 0.12 * _bump((g.v - line) / 0.12)
+    shade = 0.56 + 0.3 * g.h * p.lx + 0.16 * g.q + 0.09 * g.strand + (0.24 + 0.06 * g.strand) * shine - 0.12 * _bump((g.v - line) / 0.12)
     return _paint(img, hair * shade.clamp_(0.12)[:, None], _edge(0.6 * a, g))
 
 
