@@ -239,7 +239,8 @@ def read_faces(
         found = one_copy(sorted(files.keys() - skipped.keys()), size)
         wanted = set(found[:limit])
         images, broken = decode_all(order := [n for n in files if n in wanted], read, size, crop)
-    report_skipped(skipped | broken, f"{{n}} of {len(files)} files skipped in {path}", strict)
+    skipped = dict(sorted((skipped | broken).items()))
+    report_skipped(skipped, f"{{n}} of {len(files)} files skipped in {path}", strict)
     rows = [i for i in np.argsort(order) if order[i] not in broken]
     check(len(rows) > 0, f"expected images in {path}, got {len(files)} files and no readable image")
     names, cut = [order[i] for i in rows], shared_folder(found)
@@ -248,7 +249,7 @@ def read_faces(
     for name in only or []: check(name in facts, f"expected one of the attributes {list(facts)}, got {name}")
     if only: facts = facts[[c for c in facts if c in {*only, "identity"}]]
     return FaceSet(torch.from_numpy(images[rows]), attributes=facts, names=np.array([n[cut:] for n in names]),
-                   about={"source": str(path), "skipped": skipped | broken})
+                   about={"source": str(path), "skipped": skipped})
 
 # %% ../nbs/02_faces.ipynb #00000030
 def stable_fraction(
