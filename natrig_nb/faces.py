@@ -32,7 +32,7 @@ def square_box(
     width: int,  # pixels
     height: int,  # pixels
 ) -> tuple:  # left, top, right, bottom in pixels
-    "The square that frames the head: aligned CelebA portraits by their usual crop, others centered."
+    "The square that frames the head: CelebA portraits by their usual crop, others centered."
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
     if abs(height / width * 89 / 109 - 1) < 0.01: top = height * 10 / 109
@@ -69,7 +69,7 @@ class TooSmall(ValueError): "The square of an image is smaller than the target."
 def open_files(
     path: str | Path,  # a folder, a .zip or a .tar (plain, .gz, .bz2, .xz)
 ):
-    "Hand out `{name: bytes}` of the files and a function that reads one; nothing is extracted to disk."
+    "Hand out `{name: bytes}` and a function that reads one file; nothing is extracted."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"expected a folder, .zip or .tar of images, got nothing at {path.resolve()}")
     if path.is_dir():
@@ -88,7 +88,7 @@ def open_files(
 def open_archive(
     path: Path,  # an existing file
 ) -> tarfile.TarFile | zipfile.ZipFile:
-    "Open an archive by what it holds, not by its suffix, and list it once, so that a broken one shows here."
+    "Open an archive by what it holds, not its suffix, and list it, so that a broken one shows."
     try:
         if tarfile.is_tarfile(path):
             archive = tarfile.open(path)

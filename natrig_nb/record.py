@@ -120,7 +120,7 @@ def processor() -> str:
 
 
 def commit() -> str:
-    "The commit that the package runs from, with `-dirty` where files differ; empty outside its repository."
+    "The commit the package runs from, `-dirty` where files differ; empty without a repository."
     root = Path(__file__).resolve().parent.parent
     if not (root / "settings.ini").exists(): return ""
     ask = ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
