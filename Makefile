@@ -1,0 +1,44 @@
+# Two commands do everything on a machine that has only Python (3.11 to 3.13) and make.
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help install walkthrough test tidy lock clean
+
+help:
+	@echo "make walkthrough   the whole study on the portrait world; results in out/walkthrough"
+	@echo "make test          package, notebooks and tests"
+	@echo "make install       .venv with everything in it (the two above do this first)"
+	@echo "make tidy          after a change: package and README.md from the notebooks, notebooks cleaned"
+	@echo "make lock          requirements.lock anew, with the newest versions that fit together"
+	@echo "make clean         remove .venv and caches; results stay"
+
+install:
+	@$(PYTHON) tools/install.py
+
+walkthrough: install
+	natrig walkthrough --out out/walkthrough
+
+# One thread a worker: with the default number, workers and threads fight for the processors.
+test: export OMP_NUM_THREADS := 1
+test: export HF_HUB_OFFLINE := 1
+test: install
+	python tools/check.py
+	ruff check --select F natrig_nb
+	nbdev_test --n_workers 2 --timing
+	python -m pytest -rs tests
+
+tidy: install
+	nbdev_export
+	python tools/readme.py
+	python tools/check.py --fix
+
+# torch and what it brings stay free: each machine takes the build that suits it.
+lock: install
+	uv pip compile --quiet setup.py --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file .venv/lock
+	sed 's/+cpu//' .venv/lock | grep -vE '^(torch|triton|nvidia|cuda)' > requirements.lock
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find natrig_nb nbs tests tools -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
