@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import check
-from .base import Detector
+from .base import Detail, Detector
 
 # %% ../../nbs/32_detector.resnet.ipynb #00000006
 class Block(nn.Module):
@@ -38,12 +38,13 @@ class Block(nn.Module):
 
 # %% ../../nbs/32_detector.resnet.ipynb #00000009
 def ResNet18(
-    width: int = 64,  # channels of the first stage: 64 is the published network, 16 the laptop twin
+    width: int = 64,  # channels of the first stage: 64 as published, 16 for the laptop twin
+    detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
 ) -> Detector:  # features (n, 8 * width)
     "ResNet-18 with the ImageNet stem (He et al. 2015), fresh weights, any size from 32 pixels on."
     check(width >= 1, f"expected width >= 1, got {width}")
-    stem = nn.Sequential(nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True),
-                         nn.MaxPool2d(3, 2, 1))
+    see = [Detail(detail), nn.Conv2d(6, width, 7, 2, 3, bias=False)] if detail else [nn.Conv2d(3, width, 7, 2, 3, bias=False)]
+    stem = nn.Sequential(*see, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
     stages, c = OrderedDict(stem=stem), width
     for i in range(4):
         wider = width * 2**i
@@ -52,4 +53,4 @@ def ResNet18(
     body = nn.Sequential(OrderedDict(**stages, pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())))
     for m in body.modules():
         if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-    return Detector(body, nn.Linear(c, 2), last_conv="body.stage4", about=dict(name="resnet18", width=width))
+    return Detector(body, nn.Linear(c, 2), last_conv="body.stage4", about=dict(name="resnet18", width=width, detail=detail))
