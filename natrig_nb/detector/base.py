@@ -27,11 +27,11 @@ def planted(
     size: int = 64,  # pixels a side, at least 32
     trace: float = 0.08,  # amplitude of the checkerboard, as a share of the range [-1,1]
 ) -> FaceSet:  # n images, labels REAL, FAKE, REAL, ...
-    "Soft random blobs; the fakes carry a checkerboard of amplitude `trace`."
+    "Soft random blobs in camera noise; the fakes carry a checkerboard of amplitude `trace`."
     rng, labels = seeded(seed), torch.arange(n) % 2
     blobs = F.interpolate(torch.randn(n, 3, 6, 6, generator=rng), size=(size, size), mode="bicubic").mul_(0.35)
     board = (torch.arange(size)[:, None] + torch.arange(size)) % 2 * 2.0 - 1
-    noise = torch.randn(n, 3, size, size, generator=rng).mul_(trace / 2)
+    noise = torch.randn(n, 3, size, size, generator=rng).mul_(0.03)
     return FaceSet(to_uint8(blobs + noise + labels.view(-1, 1, 1, 1) * trace * board), labels=labels)
 
 # %% ../../nbs/30_detector.base.ipynb #00000009
