@@ -52,6 +52,7 @@ def decode(
     image = Image.open(io.BytesIO(data), formats=FORMATS)
     width, height = image.size
     check(width * height <= PIXELS, f"expected at most {PIXELS} pixels, got {width}x{height}")
+    check(not image.mode.startswith(("I", "F")), f"expected 8 bits a channel, got mode {image.mode}")
     if crop is None: image.draft(None, (3 * size, 3 * size))
     ImageOps.exif_transpose(image, in_place=True)
     image = image.convert("RGB")
@@ -73,8 +74,8 @@ def open_files(
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"expected a folder, .zip or .tar of images, got nothing at {path.resolve()}")
     if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if p.is_file()}
-        yield {name: p.stat().st_size for name, p in files.items()}, lambda name: files[name].read_bytes()
+        files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if not p.is_dir()}
+        yield {name: p.stat().st_size if p.is_file() else -1 for name, p in files.items()}, lambda name: files[name].read_bytes()
         return
     with open_archive(path) as archive:
         if isinstance(archive, zipfile.ZipFile):
@@ -123,8 +124,11 @@ def read_attributes(
     "Read a table of attributes, told apart by content."
     path = Path(path)
     if not path.exists(): raise FileNotFoundError(f"expected a table of attributes, got nothing at {path.resolve()}")
-    with path.open(encoding="utf-8-sig") as file: celeba = file.readline().strip().isdigit()
-    table = pd.read_csv(path, skiprows=1, sep=r"\s+") if celeba else pd.read_csv(path, dtype={"file": str, "image_id": str})
+    celeba = path.open("rb").readline().strip().isdigit()
+    how = {"skiprows": 1, "sep": r"\s+"} if celeba else {"dtype": {"file": str, "image_id": str}}
+    try: table = pd.read_csv(path, encoding="utf-8-sig", **how)
+    except ValueError as e: raise ValueError(f"expected a CSV or list_attr_celeba.txt, got {path.name} ({e})") from None
+    check(len(table), f"expected at least one row in {path.name}, got none")
     if not celeba:
         key = next((k for k in ("file", "image_id") if k in table), None)
         check(key is not None, f"expected a column file or image_id in {path.name}, got {list(table.columns)[:5]}")
@@ -231,6 +235,7 @@ def read_faces(
     only: list | None = None,  # attributes to keep; None: all
 ) -> FaceSet:  # REAL faces in the order of their names
     "Read a collection of photographs as square faces with what is known about each."
+    check(size > 0 and (limit is None or limit > 0), f"expected a positive size and limit, got {size} and {limit}")
     table = None if attributes is None else read_attributes(attributes)
     own = None if attributes is None else Path(path, os.path.relpath(attributes, path)).resolve()
     with open_files(path) as (sizes, read):
