@@ -45,11 +45,13 @@ def public_functions():
 
 
 def test_package_equals_notebooks():
-    assert export_differences() == []
+    found = export_differences()
+    assert not found, "\n".join(found)
 
 
 def test_notebooks_are_clean():
-    assert [fault for path in notebooks() for fault in untidy(path)] == []
+    found = [fault for path in notebooks() for fault in untidy(path)]
+    assert not found, "\n".join(found)
 
 
 def test_no_unused_names():
@@ -88,9 +90,11 @@ def test_no_photograph_of_a_person_is_committed():
 
 def test_docstrings_are_one_short_line():
     docs = {name: inspect.getdoc(f) or "" for name, f in public_functions().items()}
-    assert [name for name, doc in docs.items() if not 0 < len(doc) <= 90 or "\n" in doc] == []
+    wrong = [f"{name}: {len(doc)} characters" for name, doc in docs.items() if not 0 < len(doc) <= 90 or "\n" in doc]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_parameters_say_what_they_are():
     says = {f"{name}({p})": text for name, f in public_functions().items() for p, text in docments(inspect.unwrap(f), returns=False).items()}
-    assert [parameter for parameter, text in says.items() if not text] == []
+    silent = [parameter for parameter, text in says.items() if not text]
+    assert not silent, "\n".join(silent)
