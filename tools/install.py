@@ -52,11 +52,12 @@ def installer():
 
 def main():
     if STAMP.exists() and STAMP.read_text() == wanted(): return
-    python = find_python()
-    if PYTHON.exists() and run(PYTHON, "-c", "import sys; sys.exit(not (%r <= sys.version_info[:2] <= %r))" % (OLDEST, NEWEST)).returncode:
-        shutil.rmtree(str(VENV))
-    if not PYTHON.exists() and run(python, "-m", "venv", VENV).returncode:
-        sys.exit("expected `%s -m venv` to work, got an error: on Debian and Ubuntu it needs the package python3-venv" % python)
+    fits = "import sys; sys.exit(not (%r <= sys.version_info[:2] <= %r))" % (OLDEST, NEWEST)
+    if PYTHON.exists() and run(PYTHON, "-c", fits).returncode: shutil.rmtree(str(VENV))
+    if not PYTHON.exists():
+        python = find_python()
+        if run(python, "-m", "venv", VENV).returncode:
+            sys.exit("expected `%s -m venv` to work, got an error: on Debian and Ubuntu it needs the package python3-venv" % python)
     install = installer()
     local = ["--no-index", "--no-deps"] + [a for folder in wheel_folders() for a in ("--find-links", folder)]
     if len(local) > 2: run(*install, "--quiet", *local, "torch", stderr=subprocess.DEVNULL)  # a wheel on this disk goes first
