@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..core import check
 from .base import Detail, Detector
 
-# %% ../../nbs/32_detector.resnet.ipynb #00000006
+# %% ../../nbs/32_detector.resnet.ipynb #00000009
 class Block(nn.Module):
     "ReLU(x + correction(x)): the basic residual block of He et al. 2015, figure 2."
 
@@ -37,7 +37,7 @@ class Block(nn.Module):
         x = x[:, :, :: self.stride, :: self.stride]  # oneDNN's strided 1 x 1 convolution of 4 channels breaks the heap
         return F.relu(correction.add_(self.skip(x)), inplace=True)
 
-# %% ../../nbs/32_detector.resnet.ipynb #00000009
+# %% ../../nbs/32_detector.resnet.ipynb #0000000c
 def ResNet18(
     width: int = 64,  # channels of the first stage: 64 as published, 16 for the laptop twin
     detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
