@@ -36,7 +36,7 @@ tidy: install
 
 # torch and what it brings stay free: each machine takes the build that suits it.
 lock: install
-	uv pip compile --quiet setup.py --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file .venv/lock
+	uv pip compile --quiet --refresh-package natrig_nb setup.py --extra dev --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file .venv/lock
 	sed 's/+cpu//' .venv/lock | grep -vE '^(torch|triton|nvidia|cuda)' > requirements.lock
 
 clean:

@@ -47,7 +47,8 @@ def installer():
     pip = [PYTHON, "-m", "pip"]
     if run(*pip, "install", "--quiet", "uv").returncode: return pip + ["install"]
     os.environ.update(UV_FIND_LINKS=",".join(wheel_folders()), UV_PYTHON_DOWNLOADS="never")
-    return [BIN / "uv", "pip", "install", "--python", PYTHON, "--compile-bytecode"]
+    # the requirements come from settings.ini, which uv does not look at when it decides whether a cached build is still good
+    return [BIN / "uv", "pip", "install", "--python", PYTHON, "--compile-bytecode", "--refresh-package", "natrig_nb"]
 
 
 def main():
