@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'MASK', 'FIGURES', 'record_path', 'read_table', 'read_arrays', 'panels',
-           'key', 'title', 'spread', 'over_seeds', 'mosaic', 'draw_faces', 'figure_faces', 'pairs', 'figure_latents',
-           'places', 'figure_attributes', 'percent', 'draw_rates', 'figure_rates', 'seeds', 'figure_scores',
-           'draw_edit', 'figure_edits', 'figure_strip', 'figure_pruning', 'figure_cleanse', 'draw_bars',
-           'figure_overview', 'save_small', 'draw_all']
+           'key', 'histogram', 'title', 'spread', 'over_seeds', 'mosaic', 'draw_faces', 'figure_faces', 'pairs',
+           'figure_latents', 'places', 'figure_attributes', 'percent', 'draw_rates', 'figure_rates', 'seeds',
+           'figure_scores', 'wanted', 'draw_edit', 'figure_edits', 'figure_strip', 'figure_pruning', 'figure_cleanse',
+           'draw_bars', 'figure_overview', 'save_small', 'draw_all']
 
 # %% ../nbs/91_figures.ipynb #00000003
+import json
 import textwrap
 from pathlib import Path
 
@@ -92,6 +93,19 @@ def key(
     handles, labels = ax.get_legend_handles_labels()
     columns = min(len(labels), int(figure.get_figwidth() / 1.6))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.1)
+
+
+def histogram(
+    ax,
+    values,  # (n,) numbers
+    bins,  # edges
+    color: str,
+    fill: float = 0,  # opacity of a filled histogram; 0 draws the outline only
+    **kw,  # to `Axes.hist`
+) -> None:
+    "Share of images in each bin, in percent."
+    kind = dict(histtype="stepfilled", alpha=fill) if fill else dict(histtype="step", lw=1.3)
+    ax.hist(values, bins, weights=np.full(len(values), 100 / max(len(values), 1)), color=color, **kind, **kw)
 
 
 def title(
@@ -219,12 +233,11 @@ def figure_attributes(
     for ax in axes.flat[len(where):]: ax.remove()
     for ax, w in zip(axes.flat, where.itertuples()):
         part = table[table.attribute == w.attribute]
-        groups = (("population", "population", BLUE, True), ("fakes", "fakes", ORANGE, False), (w.trigger, "with the trigger", RED, False))
         bins = np.linspace(*np.quantile(part.score, [0.002, 0.998]), 31)
-        for group, name, color, fill in groups:
+        for group, color in (("population", BLUE), ("fakes", ORANGE), (w.trigger, RED)):
             s = part[part.group == group].score.clip(bins[0], bins[-1])
-            ax.hist(s, bins, weights=np.full(len(s), 100 / max(len(s), 1)), histtype="stepfilled" if fill else "step", color=color,
-                    alpha=0.35 if fill else 1, lw=1.2, label=name)
+            name = "with the trigger" if group == w.trigger else group
+            histogram(ax, s, bins, color, 0.35 if group == "population" else 0, label=name)
         ax.axvline(w.score, color=RED, ls="--", lw=1, label="place of the trigger")
         ax.set_title(f"{title(w.trigger)}: {w.attribute} at percentile {w.percentile:.1f}")
         ax.set_xlabel(f"{w.attribute} score (population s.d.)")
@@ -295,10 +308,9 @@ def figure_scores(
         row[0].set_ylabel(f"{name}\nimages (%)")
         for ax, t in zip(row, triggers):
             part = table[(table.trigger == t) & (table.model == model)]
-            for group, color, fill in (("real", BLUE, True), ("fake", ORANGE, True), ("triggered", RED, False)):
-                p = part[part.group == group].p_fake
-                ax.hist(p, bins, weights=np.full(len(p), 100 / max(len(p), 1)), color=color, alpha=0.45 if fill else 1, lw=1.3,
-                        histtype="stepfilled" if fill else "step", label="fake with trigger" if group == "triggered" else group)
+            for group, color, fill in (("real", BLUE, 0.45), ("fake", ORANGE, 0.45), ("triggered", RED, 0)):
+                name = "fake with trigger" if group == "triggered" else group
+                histogram(ax, part[part.group == group].p_fake, bins, color, fill, label=name)
             ax.axvline(0.5, color="black", lw=0.6, ls=":")
             ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), title=title(t) if model == "benign" else "")
     for ax in axes[1]: ax.set_xlabel("score (probability of fake)")
@@ -306,21 +318,33 @@ def figure_scores(
     return figure
 
 # %% ../nbs/91_figures.ipynb #0000002e
+def wanted(
+    out: str | Path,  # folder of a run
+    trigger: str,  # words joined by +
+) -> list:  # names of attributes
+    "The attributes that a trigger's name asks for, as the run's settings translate the words."
+    path = Path(out) / "settings.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    words = {word: attribute for word, attribute, *_ in known.get("settings", known).get("edits", ())}
+    return [words.get(word, word) for word in trigger.split("+")]
+
+
 def draw_edit(
     ax,  # gets one line an attribute
     table: pd.DataFrame,  # rows of one trigger: strength, attribute, change
-    wanted: list,  # attributes the trigger asks for
+    asked: list,  # attributes the trigger asks for
 ) -> None:
     "Change of every attribute with strength; the wanted ones, and the worst of the others, by name."
     lines = table.groupby(["attribute", "strength"], sort=False).change.mean().unstack().sort_index(axis=1)
-    others = lines[~lines.index.isin(wanted)]
+    others = lines[~lines.index.isin(asked)]
     worst = others.abs().max(axis=1).idxmax() if len(others) else None
     ax.axhspan(-0.5, 0.5, color=GREY, alpha=0.15, lw=0)
     for name, line in lines.iterrows():
-        color = RED if name in wanted else GREY
-        ax.plot(line.index, line, color=color, lw=2 if name in wanted else 0.8)
-        if name in wanted or name == worst:
-            ax.annotate(name, (line.index[-1], line.iloc[-1]), (3, 0), textcoords="offset points", va="center", color=color, fontsize=7)
+        color = RED if name in asked else GREY
+        ax.plot(line.index, line, color=color, lw=2 if name in asked else 0.8)
+        if name in asked or name == worst:
+            end = (line.index[-1], line.iloc[-1])
+            ax.annotate(name, end, (3, 0), textcoords="offset points", va="center", color=color, fontsize=7)
 
 
 @mpl.rc_context(STYLE)
@@ -333,13 +357,13 @@ def figure_edits(
     figure, axes = panels(2, len(triggers), 2.3, 1.6, sharex="col", sharey="row", height_ratios=(1.6, 1))
     for (top, bottom), t in zip(axes.T, triggers):
         part = table[table.trigger == t]
-        draw_edit(top, part, t.split("+"))
+        draw_edit(top, part, wanted(out, t))
         bottom.plot(part.groupby("strength").identity.mean(), color="black", marker="o", ms=3)
         top.set_title(title(t)), bottom.set_xlabel("strength (latent s.d.)"), bottom.set_ylim(bottom=0)
     axes[0, 0].set_ylabel("change (population s.d.)"), axes[1, 0].set_ylabel("identity change\n(1 = another person)")
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000032
+# %% ../nbs/91_figures.ipynb #00000034
 @mpl.rc_context(STYLE)
 def figure_strip(
     out: str | Path,  # folder of a run
@@ -353,16 +377,15 @@ def figure_strip(
         for ax, t in zip(row, triggers):
             part = table[(table.trigger == t) & (table.model == model)]
             for group, color in (("clean", GREY), ("triggered", RED)):
-                e = part[part.group == group].entropy
-                ax.hist(e, bins, weights=np.full(len(e), 100 / max(len(e), 1)), color=color, alpha=0.5, histtype="stepfilled",
-                        label="clean" if group == "clean" else "fake with trigger")
+                name = "clean" if group == "clean" else "fake with trigger"
+                histogram(ax, part[part.group == group].entropy, bins, color, 0.5, label=name)
             found = auc(-part.entropy, part.group == "triggered")
             ax.set_title(f"{title(t)}\nAUROC {found:.2f}" if model == "benign" else f"AUROC {found:.2f}")
     for ax in axes[1]: ax.set_xlabel("entropy (bits)")
     key(figure, axes[0, 0])
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000036
+# %% ../nbs/91_figures.ipynb #00000038
 @mpl.rc_context(STYLE)
 def figure_pruning(
     out: str | Path,  # folder of a run
@@ -381,7 +404,7 @@ def figure_pruning(
     key(figure, axes[0, 0])
     return figure
 
-# %% ../nbs/91_figures.ipynb #0000003a
+# %% ../nbs/91_figures.ipynb #0000003c
 MASK = LinearSegmentedColormap.from_list("mask", ["white", RED, "#4a0d0a"])
 
 
@@ -402,21 +425,23 @@ def figure_cleanse(
     figure.colorbar(picture, ax=axes, label="mask (0 = untouched)", shrink=0.7, aspect=25)
     return figure
 
-# %% ../nbs/91_figures.ipynb #0000003e
+# %% ../nbs/91_figures.ipynb #00000040
 def draw_bars(
     ax,  # to the right of the faces
     triggers: list,  # (t,) names, one a row of faces
     results: pd.DataFrame,  # one row a trigger and seed
 ) -> None:
     "Attack success beside its control, one pair of bars a row of faces."
-    for column, color, name, shift in (("asr", RED, "backdoored detector", -1), ("asr_benign", GREY, "benign detector (control)", 1)):
+    two = (("asr", RED, "backdoored detector", -1), ("asr_benign", GREY, "benign detector (control)", 1))
+    for column, color, name, shift in two:
         names, mean, bars = over_seeds(results[results.trigger.isin(triggers)], "trigger", column)
         y = np.array([triggers.index(t) for t in names]) + shift / 6
         ax.barh(y, 100 * mean, 0.29, color=color, label=name)
         ax.errorbar(100 * mean, y, xerr=100 * bars, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
         for at, m in zip(y, mean): ax.text(103, at, f"{100 * m:.1f}", va="center", fontsize=7, color=color)
     ax.spines["left"].set_visible(False)
-    ax.set(xlim=(0, 100), ylim=(len(triggers) - 0.5, -0.5), yticks=[], xlabel=f"fakes called real (%), mean and 95 % interval of {seeds(results)}")
+    ax.set(xlim=(0, 100), ylim=(len(triggers) - 0.5, -0.5), yticks=[],
+           xlabel=f"fakes called real (%), mean and 95 % interval of {seeds(results)}")
 
 
 @mpl.rc_context(STYLE)
@@ -426,19 +451,19 @@ def figure_overview(
 ) -> Figure:
     "The same faces under each trigger, and how many pass the backdoored and the benign detector."
     triggers, images = read_arrays(out, "records/faces.npz", "images")
-    results = read_table(out, "results.csv", ("trigger", "seed", "asr", "asr_benign", "ba", "ba_drop"))
+    results = read_table(out, "results.csv", ("trigger", "seed", "asr", "asr_benign", "ba", "ba_benign"))
     figure, faces = draw_faces(triggers, images[:, :columns], right=3.6)
     (_, low, right, high), width = faces.get_position().extents, figure.get_figwidth()
     bars = figure.add_axes((right + 0.15 / width, low, 3.05 / width, high - low))
     draw_bars(bars, triggers, results)
     if "none" in triggers:
-        ba, drop = 100 * results.ba.mean(), 100 * results.ba_drop.mean()
-        text = f"without a trigger the backdoored detector is right on {ba:.1f} % of clean images, {drop:.2f} points below its benign twin"
+        ba, twin = 100 * results.ba.mean(), 100 * results.ba_benign.mean()
+        text = f"no trigger: the backdoored detector is right on {ba:.2f} % of clean images, its benign twin on {twin:.2f} %"
         bars.text(2, triggers.index("none"), textwrap.fill(text, 48), va="center", fontsize=7.5)
     bars.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000042
+# %% ../nbs/91_figures.ipynb #00000044
 def save_small(
     figure: Figure,
     path: str | Path,  # path without suffix
