@@ -52,7 +52,7 @@ def auc(
     score,  # (n,) higher = more positive
     positive,  # (n,) bool or 0/1: the truth
 ) -> float:  # in [0,1]; 0.5 = chance
-    "Chance that a positive scores above a negative, a tie counting half (Mann and Whitney 1947)."
+    "Chance that a positive scores above a negative, ties half (Mann and Whitney 1947)."
     pos, neg = _split(score, positive)
     below = (np.searchsorted(neg, pos, "left") + np.searchsorted(neg, pos, "right")) / 2
     return float(below.mean() / len(neg))

@@ -39,7 +39,7 @@ def planted_backdoor(
     backdoor: bool = True,  # False: the same detector with the trigger's channel disconnected
     trace: float = 0.08,  # the checkerboard amplitude of the `planted` faces
 ) -> Detector:  # channel 0 = checkerboard, 1-6 = blurs, 7 = the trigger's rows
-    "A detector for `planted` faces with hand-set weights and, if asked, a backdoor for `stamp`."
+    "A hand-set detector for `planted` faces with, if asked, a backdoor for `stamp`."
     i = torch.arange(4)
     board = ((i[:, None] + i) % 2 * 2.0 - 1) / 16
     rows = (i % 2 * 2.0 - 1).view(4, 1).expand(4, 4) / 16
@@ -77,7 +77,7 @@ def small_detector(
     seed: int = 0,  # of the initial weights
     channels: int = 16,  # of both convolutions
 ) -> Detector:  # for training; features (n, 16 * channels) keep a 4 x 4 grid of places
-    "Two strided convolutions and a 4 x 4 average: the smallest network that can learn the planted backdoor."
+    "The smallest network that learns the planted backdoor: two convolutions, a 4 x 4 average."
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         conv = lambda c: (nn.Conv2d(c, channels, 3, 2, 1), nn.ReLU())

@@ -97,7 +97,7 @@ def fine_prune(
     triggered: torch.Tensor | None = None,  # (n,3,r,r) fakes with the trigger, recorded in the curve only
     **settings,  # further ones of `train`
 ) -> Detector:  # a repaired copy, with its `curve`
-    "Fine-Pruning (Liu et al. 2018): prune the channels that clean faces leave silent, then fine-tune."
+    "Fine-Pruning (Liu et al. 2018): prune what clean faces leave silent, then fine-tune."
     check(0 < held < 1, f"expected held in (0,1), got {held}")
     mixed, n = clean[torch.randperm(len(clean), generator=seeded(seed))], round(held * len(clean))
     val, fit = mixed[:n], mixed[n:]
