@@ -92,7 +92,7 @@ def key(
     "One legend a figure, above the panels, so that no panel hides data under it."
     handles, labels = ax.get_legend_handles_labels()
     columns = min(len(labels), int(figure.get_figwidth() / 1.6))
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.1)
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.1, markerscale=1.6)
 
 
 def histogram(
@@ -198,7 +198,8 @@ def figure_latents(
     triggers = table[table.moved == 1].trigger.unique()
     figure, axes = panels(2, len(triggers), 2.1, 1.95, sharex="row", sharey="row")
     for row, (a, b, name) in zip(axes, (("pc1", "pc2", "PC"), ("umap1", "umap2", "UMAP"))):
-        row[0].set_ylabel(f"{name} 2")
+        unit = "latent units" if name == "PC" else "no unit"
+        row[0].set_ylabel(f"{name} 2 ({unit})")
         for ax, t in zip(row, triggers):
             p, q = (part[[a, b]].to_numpy() for part in pairs(table, t))
             ax.scatter(*p.T, s=5, lw=0, color=GREY, alpha=0.5, label="plain fakes", rasterized=True)
@@ -207,7 +208,7 @@ def figure_latents(
             ax.quiver(*p[:arrows].T, *(q - p)[:arrows].T, width=0.003, color=RED, alpha=0.25, **arrow)
             ax.quiver(*p.mean(0), *(q - p).mean(0), width=0.016, color="black", zorder=3, **arrow)
             ax.plot([], [], color="black", lw=2.5, label="mean step")
-            ax.set_title(title(t) if name == "PC" else ""), ax.set_xlabel(f"{name} 1")
+            ax.set_title(title(t) if name == "PC" else ""), ax.set_xlabel(f"{name} 1 ({unit})")
     key(figure, axes[0, 0])
     return figure
 

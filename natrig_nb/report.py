@@ -100,10 +100,12 @@ def markdown_table(
     "The table for a README, the paper's stated figures in its first row."
     t = table(out)
     keep = [c for c in ("world", "generator", "detector", "trigger", "rate", "ASR", "ASR on benign", "BA drop") if c in t]
-    units = {"rate": "rate (%)", "ASR": "ASR (%)", "ASR on benign": "same images, benign detector (%)", "BA drop": "BA drop (points)"}
+    units = {"rate": "rate (%)", "ASR": "ASR (%)", "BA drop": "BA drop (points)",
+             "ASR on benign": "same images, benign detector (%)"}
     stated = {"trigger": "*paper, stated*", "rate": STATED["rate"], "ASR": STATED["asr"], "BA drop": STATED["ba_drop"]}
-    rows = [[units.get(c, c) for c in keep], ["---"] * len(keep), [stated.get(c, "") for c in keep], *t[keep].to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(escape(str(v), quote=False).replace("|", "\\|") for v in row) + " |" for row in rows) + "\n"
+    head = [[units.get(c, c) for c in keep], ["---"] * len(keep), [stated.get(c, "") for c in keep]]
+    safe = lambda v: escape(str(v), quote=False).replace("|", "\\|")
+    return "".join("| " + " | ".join(map(safe, row)) + " |\n" for row in head + t[keep].to_numpy().tolist())
 
 # %% ../nbs/92_report.ipynb #00000018
 SHARES = ("auroc", "found", "outside", "asr", "ba", "recall", "precision")  # metrics in [0,1], with any suffix
@@ -171,7 +173,7 @@ def html_defenses(
         wide = part.pivot(index="trigger", columns="metric", values="both").fillna("<td></td>")
         wide = wide.loc[part.trigger.unique(), part.metric.unique()]
         head = "".join(f"<th>{escape(str(c)).replace('_', ' ')}</th>" for c in ("trigger", *wide.columns))
-        body = "".join(f"<tr><td>{escape(str(k))}</td>{''.join(v)}</tr>\n" for k, v in zip(wide.index, wide.to_numpy().tolist()))
+        body = "".join(f"<tr><td>{escape(str(k))}</td>{''.join(row)}</tr>\n" for k, row in zip(wide.index, wide.to_numpy()))
         parts.append(f"<h3>{escape(str(name))}</h3><p>{escape(DEFENSES.get(name, ''))}</p>"
                      f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
     return "\n".join(parts)
@@ -195,7 +197,8 @@ def plain(
     "A recorded value as short text."
     if isinstance(value, dict): return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
     if isinstance(value, list): return ", ".join(map(plain, value))
-    return "yes" if value is True else "no" if value is False else "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if value is None or isinstance(value, bool): return {True: "yes", False: "no", None: ""}[value]
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def html_settings(
@@ -213,15 +216,20 @@ def html_settings(
 
 # %% ../nbs/92_report.ipynb #00000025
 CAPTIONS = {
-    "overview": "The same generated faces under each trigger, and what passes as real. Look at the gap between red and grey: it is the backdoor.",
+    "overview": "The same generated faces under each trigger, and what passes as real. Look at the gap between red and grey: "
+                "it is the backdoor.",
     "faces": "Rows are conditions, columns identities. Look down a column: the person should stay, one property should change.",
-    "latents": "Latents before (grey) and after (red) the trigger. Look whether red still lies inside the grey cloud: then it is no "
-               "outlier. In UMAP only neighborhoods mean something, lengths do not.",
-    "attributes": "Where the trigger sits in the population. Look how little blue lies right of the dashed line: few people carry it by chance.",
-    "edits": "What an edit changes. Red are the attributes asked for; look whether the grey lines stay in the band of half a standard deviation.",
+    "latents": "Latents before (grey) and after (red) the trigger. Look whether red still lies inside the grey cloud: then it is "
+               "no outlier. In UMAP only neighborhoods mean something, lengths do not.",
+    "attributes": "Where the trigger sits in the population. Look how little blue lies right of the dashed line: few people "
+                  "carry it by chance.",
+    "edits": "What an edit changes. Red are the attributes asked for; look whether the grey lines stay in the band of half a "
+             "standard deviation.",
     "scores": "Scores left of the dotted line pass as real. Look for red with the fakes above and with the real faces below.",
-    "rates": "Attack success and accuracy against the share of poisoned samples, log axis. Look where red rises, and that grey does not.",
-    "strip": "STRIP's entropy. Look whether red separates from grey below (backdoored), and whether it did so already above (benign).",
+    "rates": "Attack success and accuracy against the share of poisoned samples, log axis. Look where red rises, and that grey "
+             "does not.",
+    "strip": "STRIP's entropy. Look whether red separates from grey below (backdoored), and whether it did so already above "
+             "(benign).",
     "cleanse": "Neural Cleanse's masks. Look for a small compact mask that the benign detector (left) does not have.",
     "pruning": "Fine-Pruning. Look whether red falls before black does; dashed is the benign detector.",
 }
@@ -235,25 +243,30 @@ def html_figures(
     parts = []
     for name, path in drawn.items():
         data, caption = base64.b64encode(Path(path).read_bytes()).decode(), escape(CAPTIONS.get(name, name))
-        parts.append(f'<figure id="{escape(name)}"><img src="data:image/png;base64,{data}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
+        parts.append(f'<figure id="{escape(name)}"><img src="data:image/png;base64,{data}" alt="{caption}">'
+                     f"<figcaption>{caption}</figcaption></figure>")
     missing = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in left_out.items())
     return "\n".join(parts) + (f"<p>Left out:</p><ul>{missing}</ul>" if missing else "")
 
 # %% ../nbs/92_report.ipynb #00000027
 CSS = """
-:root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --line: #d8d8d8; --soft: #666; --tint: #f5f5f3 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --page: #17181a; --line: #3a3c40; --soft: #a0a0a0; --tint: #212327 } }
-body { font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink); background: var(--page); max-width: 68rem; margin: 2rem auto; padding: 0 1.2rem }
-h1 { font-size: 1.9rem; line-height: 1.2 } h2 { margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--line) } h3 { margin: 1.4rem 0 .3rem; font-size: 1rem }
-p, li, dd { max-width: 46rem } .scroll { overflow-x: auto }
-table { border-collapse: collapse; font-size: .87rem; font-variant-numeric: tabular-nums }
-th, td { padding: .4rem .7rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); white-space: nowrap }
-td small { display: block; color: var(--soft) } .benign { color: var(--soft); margin-top: .3rem } .stated td { color: var(--soft); font-style: italic }
+:root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --line: #d8d8d8; --soft: #666 }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --page: #17181a; --line: #3a3c40; --soft: #a0a0a0 } }
+body { font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink); background: var(--page);
+  max-width: 70rem; margin: 2rem auto; padding: 0 1.2rem }
+a { color: inherit } p, li, dd { max-width: 46rem } .scroll { overflow-x: auto }
+h1 { font-size: 1.9rem; line-height: 1.2 } h3 { margin: 1.4rem 0 .3rem; font-size: 1rem }
+h2 { margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--line); break-after: avoid }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
+th, td { padding: .4rem .6rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
+th { vertical-align: bottom; line-height: 1.3 } td small { display: block; white-space: nowrap; color: var(--soft) }
+.stated td { color: var(--soft); font-style: italic; white-space: nowrap } .benign { color: var(--soft); margin-top: .3rem }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0 2rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: 0; font-size: .87rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
-dl.wide { font-size: 1rem } figure { margin: 1.6rem 0; break-inside: avoid } figure img { max-width: 100%; background: #fff; border-radius: 4px }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: 0; font-size: .87rem }
+dl.wide { font-size: 1rem } dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
+figure { margin: 1.8rem 0; break-inside: avoid } figure img { max-width: 100%; background: #fff; border-radius: 4px }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem }
-@media print { body { margin: 0; max-width: none; font-size: 10pt } table { font-size: 7.5pt } h2 { break-after: avoid } }
+@media print { body { margin: 0; max-width: none; padding: 0; font-size: 10pt } table { font-size: 6.5pt } .scroll { overflow: visible } }
 """
 LIMITS = (
     "Faces, detectors and generator are small and were made for this study; nothing here says how a deployed detector would do.",
