@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import REAL, check
-from .base import Detector
+from .base import Detail, Detector
 
 # %% ../../nbs/31_detector.meso.ipynb #00000006
 class Resize(nn.Module):
@@ -80,33 +80,37 @@ class Dense(nn.Module):
 def meso(
     name: str,  # a key of `DETECTORS`
     size: int,  # pixels a side that the network reads
+    detail: float,  # gain of the high-pass copy beside the image; 0 leaves it out
     first: tuple,  # the first two blocks
 ) -> Detector:  # features (n,16)
-    "The frame that both networks share: resize to `size`, [0,1], two blocks of their own, two common ones, dense."
+    "The frame that both networks share: `size`, [0,1], two blocks of their own, two common ones, dense."
     check(size >= 32, f"expected size >= 32, got {size}")
     third = mesoscopic(16, 2, nn.Conv2d(first[1][2].num_features, 16, 5, padding=2))
     fourth = mesoscopic(16, 4, nn.Conv2d(16, 16, 5, padding=2))
-    blocks = dict(resize=Resize(size), block1=first[0], block2=first[1], block3=third, block4=fourth)
+    see = dict(resize=Resize(size)) | (dict(detail=Detail(2 * detail)) if detail else {})  # [0,1] halves contrasts
+    blocks = dict(see, block1=first[0], block2=first[1], block3=third, block4=fourth)
     body = nn.Sequential(OrderedDict(**blocks, dense=Dense(16, size)))
     for m in body.modules():
         if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.xavier_uniform_(m.weight), nn.init.zeros_(m.bias)
-    return Detector(body, nn.Linear(16, 2), "body.block4", dict(name=name, size=size), mean=(0, 0, 0), std=(1, 1, 1))
+    return Detector(body, nn.Linear(16, 2), "body.block4", dict(name=name, size=size, detail=detail), (0, 0, 0), (1, 1, 1))
 
 
 def Meso4(
     size: int = 256,  # pixels a side that the network reads: 256 as published, 64 for the laptop twin
+    detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
 ) -> Detector:
     "Meso-4 of Afchar et al. 2018, fresh weights."
-    return meso("meso4", size, (mesoscopic(8, 2, nn.Conv2d(3, 8, 3, padding=1)),
-                                mesoscopic(8, 2, nn.Conv2d(8, 8, 5, padding=2))))
+    return meso("meso4", size, detail, (mesoscopic(8, 2, nn.Conv2d(6 if detail else 3, 8, 3, padding=1)),
+                                        mesoscopic(8, 2, nn.Conv2d(8, 8, 5, padding=2))))
 
 
 def MesoInception4(
     size: int = 256,  # pixels a side that the network reads: 256 as published, 64 for the laptop twin
+    detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
 ) -> Detector:
     "MesoInception-4 of Afchar et al. 2018, fresh weights."
-    return meso("mesoinception4", size, (mesoscopic(11, 2, Inception(3, (1, 4, 4, 2))),
-                                         mesoscopic(12, 2, Inception(11, (2, 4, 4, 2)))))
+    return meso("mesoinception4", size, detail, (mesoscopic(11, 2, Inception(6 if detail else 3, (1, 4, 4, 2))),
+                                                 mesoscopic(12, 2, Inception(11, (2, 4, 4, 2)))))
 
 # %% ../../nbs/31_detector.meso.ipynb #0000001e
 def keras_layers(
@@ -154,7 +158,7 @@ def load_meso(
         makers = {(4, 4, 2): Meso4, (16, 4, 2): MesoInception4}
         counts = len(convs), len(norms), len(dense)
         check(counts in makers, f"expected (convolutions, batch norms, dense) in {list(makers)}, got {counts}")
-        model = makers[counts]()
+        model = makers[counts](detail=0)
         of_kind = lambda kind: [m for m in model.body.modules() if isinstance(m, kind)]
         for module, weights in zip(of_kind(nn.Conv2d) + of_kind(nn.BatchNorm2d) + of_kind(nn.Linear), convs + norms + dense):
             pour(module, weights)
