@@ -19,7 +19,7 @@ from torch import nn
 
 from .core import FaceSet, batches, check, pick_device, progress, seeded, to_float, write_atomic
 
-# %% ../nbs/10_attributes.ipynb #00000005
+# %% ../nbs/10_attributes.ipynb #00000007
 class AttributeNet(nn.Module):
     "Scores of named attributes; `features` is the space that generated faces are measured in."
 
@@ -56,7 +56,7 @@ class AttributeNet(nn.Module):
         "Scores (n,k) in standard deviations of the population."
         return (self.score(self.features(x)) - self.mean) / self.std
 
-# %% ../nbs/10_attributes.ipynb #00000007
+# %% ../nbs/10_attributes.ipynb #00000009
 def train_attributes(
     ds: FaceSet,  # labelled real faces
     names=None,  # columns of `ds.attributes`; all of them unless given
@@ -125,7 +125,7 @@ def attribute_features(
     "Features of many pictures, batch by batch."
     return _run(net, images, net.features)
 
-# %% ../nbs/10_attributes.ipynb #00000009
+# %% ../nbs/10_attributes.ipynb #00000012
 def save_attributes(
     net: AttributeNet,  # the network
     path: str | Path,  # a `.safetensors` file

@@ -160,7 +160,7 @@ def batches(
 def write_atomic(
     path: str | Path,  # the file to make or replace; its folder is made where missing
 ):
-    "Hand out a temporary path beside `path` and rename it onto `path` when the block ends well."
+    "Hand out a temporary path beside `path`; rename it onto `path` when the block ends well."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")

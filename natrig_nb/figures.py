@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'MASK', 'FIGURES', 'record_path', 'read_table', 'read_arrays', 'panels',
            'key', 'histogram', 'title', 'spread', 'over_seeds', 'mosaic', 'draw_faces', 'figure_faces', 'pairs',
-           'figure_latents', 'places', 'figure_attributes', 'percent', 'draw_rates', 'figure_rates', 'seeds',
+           'figure_latents', 'places', 'figure_attributes', 'percent', 'draw_rates', 'seeds', 'figure_rates',
            'figure_scores', 'wanted', 'draw_edit', 'figure_edits', 'figure_strip', 'figure_pruning', 'figure_cleanse',
            'draw_bars', 'figure_overview', 'save_small', 'draw_all']
 
@@ -51,7 +51,7 @@ def read_table(
           f"move it away and make it again with: natrig walkthrough --out {out}")
     return table
 
-
+# %% ../nbs/91_figures.ipynb #0000000f
 def read_arrays(
     out: str | Path,  # folder of a run
     name: str,  # of an .npz, relative to `out`
@@ -65,7 +65,7 @@ def read_arrays(
                      f"move it away and make it again with: natrig walkthrough --out {out}")
         return [str(t) for t in arrays["triggers"]], arrays[key]
 
-# %% ../nbs/91_figures.ipynb #00000013
+# %% ../nbs/91_figures.ipynb #00000014
 STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fontsize": 8, "axes.linewidth": 0.6,
          "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 1.5,
          "xtick.major.width": 0.6, "ytick.major.width": 0.6, "image.interpolation": "nearest", "svg.hashsalt": "natrig",
@@ -94,12 +94,12 @@ def key(
     columns = min(len(labels), int(figure.get_figwidth() / 1.6))
     figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.1, markerscale=1.6)
 
-
+# %% ../nbs/91_figures.ipynb #00000015
 def histogram(
-    ax,
+    ax,  # to draw into
     values,  # (n,) numbers
     bins,  # edges
-    color: str,
+    color: str,  # of the outline
     fill: float = 0,  # opacity of a filled histogram; 0 draws the outline only
     **kw,  # to `Axes.hist`
 ) -> None:
@@ -114,7 +114,7 @@ def title(
     "A trigger's name as a title."
     return {"none": "no trigger"}.get(trigger, trigger)
 
-# %% ../nbs/91_figures.ipynb #00000015
+# %% ../nbs/91_figures.ipynb #00000017
 def spread(
     values,  # one figure a seed; nan where it does not apply
     low: float = 0.0,  # smallest possible value
@@ -139,7 +139,7 @@ def over_seeds(
     mean, lo, hi = np.array(list(groups.values())).T
     return np.array(list(groups)), mean, np.stack([mean - lo, hi - mean])
 
-# %% ../nbs/91_figures.ipynb #00000018
+# %% ../nbs/91_figures.ipynb #0000001a
 def mosaic(
     images: np.ndarray,  # (t,k,3,r,r) uint8
     gap: int = 2,  # white pixels between images
@@ -175,7 +175,7 @@ def figure_faces(
     triggers, images = read_arrays(out, "records/faces.npz", "images")
     return draw_faces(triggers, images[:, :columns])[0]
 
-# %% ../nbs/91_figures.ipynb #0000001c
+# %% ../nbs/91_figures.ipynb #0000001e
 def pairs(
     table: pd.DataFrame,  # trigger, moved, coordinates
     trigger: str,  # whose displacement
@@ -212,7 +212,7 @@ def figure_latents(
     key(figure, axes[0, 0])
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000020
+# %% ../nbs/91_figures.ipynb #00000022
 def places(
     table: pd.DataFrame,  # trigger, attribute, percentile, score
     most: int = 3,  # attributes a trigger
@@ -226,7 +226,7 @@ def places(
 def figure_attributes(
     out: str | Path,  # folder of a run
 ) -> Figure:
-    "Attribute scores of the population, of fakes, and of triggered fakes, with the trigger's percentile."
+    "Attribute scores of real, fake and triggered faces, with the trigger's percentile."
     table = read_table(out, "records/attributes.csv", ("group", "attribute", "score"))
     where = places(read_table(out, "records/percentiles.csv", ("trigger", "attribute", "percentile", "score")))
     columns = min(3, len(where))
@@ -246,7 +246,7 @@ def figure_attributes(
     key(figure, axes[0, 0])
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000026
+# %% ../nbs/91_figures.ipynb #00000028
 def percent(
     share: float,  # in [0,1]
 ) -> str:  # without needless zeros
@@ -266,6 +266,14 @@ def draw_rates(
     ax.errorbar(100 * rate, 100 * mean, yerr=100 * bars, capsize=2, elinewidth=0.8, markersize=3, marker="o", **kw)
 
 
+def seeds(
+    table: pd.DataFrame,  # with a column seed
+) -> str:
+    "How many seeds a record holds, in words."
+    n = table.seed.nunique()
+    return f"{n} seed" + "s" * (n != 1)
+
+# %% ../nbs/91_figures.ipynb #0000002a
 @mpl.rc_context(STYLE)
 def figure_rates(
     out: str | Path,  # folder of a run
@@ -288,15 +296,7 @@ def figure_rates(
     key(figure, axes[0, 0])
     return figure
 
-
-def seeds(
-    table: pd.DataFrame,  # with a column seed
-) -> str:
-    "How many seeds a record holds, in words."
-    n = table.seed.nunique()
-    return f"{n} seed" + "s" * (n != 1)
-
-# %% ../nbs/91_figures.ipynb #0000002a
+# %% ../nbs/91_figures.ipynb #0000002e
 @mpl.rc_context(STYLE)
 def figure_scores(
     out: str | Path,  # folder of a run
@@ -318,7 +318,7 @@ def figure_scores(
     key(figure, axes[0, 0])
     return figure
 
-# %% ../nbs/91_figures.ipynb #0000002e
+# %% ../nbs/91_figures.ipynb #00000032
 def wanted(
     out: str | Path,  # folder of a run
     trigger: str,  # words joined by +
@@ -335,7 +335,7 @@ def draw_edit(
     table: pd.DataFrame,  # rows of one trigger: strength, attribute, change
     asked: list,  # attributes the trigger asks for
 ) -> None:
-    "Change of every attribute with strength; the wanted ones, and the worst of the others, by name."
+    "Change of every attribute with strength; the wanted and the worst others by name."
     lines = table.groupby(["attribute", "strength"], sort=False).change.mean().unstack().sort_index(axis=1)
     others = lines[~lines.index.isin(asked)]
     worst = others.abs().max(axis=1).idxmax() if len(others) else None
@@ -347,7 +347,7 @@ def draw_edit(
             end = (line.index[-1], line.iloc[-1])
             ax.annotate(name, end, (3, 0), textcoords="offset points", va="center", color=color, fontsize=7)
 
-
+# %% ../nbs/91_figures.ipynb #00000033
 @mpl.rc_context(STYLE)
 def figure_edits(
     out: str | Path,  # folder of a run
@@ -364,12 +364,12 @@ def figure_edits(
     axes[0, 0].set_ylabel("change (population s.d.)"), axes[1, 0].set_ylabel("identity change\n(1 = another person)")
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000034
+# %% ../nbs/91_figures.ipynb #00000039
 @mpl.rc_context(STYLE)
 def figure_strip(
     out: str | Path,  # folder of a run
 ) -> Figure:
-    "STRIP's entropy of clean and triggered images on both detectors, with the AUROC of its negative."
+    "STRIP's entropy of clean and triggered images on both detectors, with its AUROC."
     table = read_table(out, "records/strip.csv", ("trigger", "model", "group", "entropy"))
     triggers, bins = table.trigger.unique(), np.linspace(0, max(table.entropy.max(), 1e-3), 25)
     figure, axes = panels(2, len(triggers), sharex=True, sharey="row")
@@ -386,7 +386,7 @@ def figure_strip(
     key(figure, axes[0, 0])
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000038
+# %% ../nbs/91_figures.ipynb #0000003d
 @mpl.rc_context(STYLE)
 def figure_pruning(
     out: str | Path,  # folder of a run
@@ -405,7 +405,7 @@ def figure_pruning(
     key(figure, axes[0, 0])
     return figure
 
-# %% ../nbs/91_figures.ipynb #0000003c
+# %% ../nbs/91_figures.ipynb #00000041
 MASK = LinearSegmentedColormap.from_list("mask", ["white", RED, "#4a0d0a"])
 
 
@@ -426,7 +426,7 @@ def figure_cleanse(
     figure.colorbar(picture, ax=axes, label="mask (0 = untouched)", shrink=0.7, aspect=25)
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000040
+# %% ../nbs/91_figures.ipynb #00000045
 def draw_bars(
     ax,  # to the right of the faces
     triggers: list,  # (t,) names, one a row of faces
@@ -444,13 +444,13 @@ def draw_bars(
     ax.set(xlim=(0, 100), ylim=(len(triggers) - 0.5, -0.5), yticks=[],
            xlabel=f"fakes called real (%), mean and 95 % interval of {seeds(results)}")
 
-
+# %% ../nbs/91_figures.ipynb #00000046
 @mpl.rc_context(STYLE)
 def figure_overview(
     out: str | Path,  # folder of a run
     columns: int = 6,  # identities shown
 ) -> Figure:
-    "The same faces under each trigger, and how many pass the backdoored and the benign detector."
+    "The same faces under each trigger, and how many pass either detector."
     triggers, images = read_arrays(out, "records/faces.npz", "images")
     results = read_table(out, "results.csv", ("trigger", "seed", "asr", "asr_benign", "ba", "ba_benign"))
     figure, faces = draw_faces(triggers, images[:, :columns], right=3.6)
@@ -464,13 +464,13 @@ def figure_overview(
     bars.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
     return figure
 
-# %% ../nbs/91_figures.ipynb #00000044
+# %% ../nbs/91_figures.ipynb #0000004a
 def save_small(
-    figure: Figure,
+    figure: Figure,  # to write
     path: str | Path,  # path without suffix
     limit: int = 300_000,  # bytes the PNG may have
 ) -> Path:  # of the PNG
-    "Write PNG and SVG; a PNG full of faces gets 256 colors first, fewer pixels only if that is not enough."
+    "Write PNG and SVG; a PNG full of faces gets 256 colors first, fewer pixels last."
     png = save_figure(figure, path, 4 * limit)
     if png.stat().st_size > limit:
         with Image.open(png) as picture: few = picture.convert("RGB").quantize(256)

@@ -7,7 +7,6 @@ __all__ = ['MARK', 'choose_poison', 'digest', 'poison', 'save_poisoned', 'find_p
 
 # %% ../nbs/36_poison.ipynb #00000003
 import hashlib
-import io
 from dataclasses import replace
 from pathlib import Path
 

@@ -33,7 +33,7 @@ MEASURED = {  # column: (heading, decimals, smallest possible value, what it mea
     "eer": ("EER", 2, 0, "equal error rate of the backdoored detector on clean images"),
 }
 
-
+# %% ../nbs/92_report.ipynb #00000009
 def cell(
     mean: float,  # in the unit shown
     low: float,  # of the interval; nan for a single seed
@@ -45,7 +45,7 @@ def cell(
     show = lambda v: f"{v:.{digits}f}".replace("-", "−") if round(v, digits) else f"{0:.{digits}f}"
     return show(mean) if low != low else f"{show(mean)} [{show(low)}, {show(high)}]"
 
-
+# %% ../nbs/92_report.ipynb #0000000a
 def results(
     out: str | Path,  # folder of a run
 ) -> pd.DataFrame:  # one row a trigger and seed
@@ -66,7 +66,7 @@ def table(
     same = [k for k in ("world", "generator", "detector") if every[k].nunique(dropna=False) == 1]
     return pd.DataFrame(rows).drop(columns=same)
 
-# %% ../nbs/92_report.ipynb #0000000e
+# %% ../nbs/92_report.ipynb #00000010
 def print_table(
     out: str | Path,  # folder of a run
 ) -> None:
@@ -77,7 +77,7 @@ def print_table(
     for line in lines: print("  ".join(str(v).ljust(w) for v, w in zip(line, widths)).rstrip())
     print("percent, mean [95 % interval over seeds]; BA drop in points; ASR on benign = the same images, detector without poison")
 
-# %% ../nbs/92_report.ipynb #00000012
+# %% ../nbs/92_report.ipynb #00000014
 STATED = {"asr": "> 99", "ba_drop": "< 0.2", "rate": "< 3"}  # percent and points, abstract of arXiv 2401.00414
 
 
@@ -107,14 +107,14 @@ def markdown_table(
     safe = lambda v: escape(str(v), quote=False).replace("|", "\\|")
     return "".join("| " + " | ".join(map(safe, row)) + " |\n" for row in head + t[keep].to_numpy().tolist())
 
-# %% ../nbs/92_report.ipynb #00000018
+# %% ../nbs/92_report.ipynb #0000001a
 SHARES = ("auroc", "found", "outside", "asr", "ba", "recall", "precision")  # metrics in [0,1], with any suffix
 
 
 def defense_table(
     out: str | Path,  # folder of a run
 ) -> pd.DataFrame:  # text; one row a defense, trigger and metric
-    "Mean and 95 % interval over seeds of each defense, beside the same figure on benign detectors."
+    "Mean and 95 % interval over seeds of each defense, beside the benign figure."
     record, rows = read_table(out, "defenses.csv", ("defense", "trigger", "seed", "metric", "value", "value_benign")), []
     for (defense, trigger, metric), part in record.groupby(["defense", "trigger", "metric"], sort=False):
         bounds = (0, 1) if str(metric).split("_")[0] in SHARES else (-float("inf"), float("inf"))
@@ -123,7 +123,7 @@ def defense_table(
                          seeds=str(part.seed.nunique())))
     return pd.DataFrame(rows)
 
-# %% ../nbs/92_report.ipynb #0000001c
+# %% ../nbs/92_report.ipynb #0000001e
 def html_cell(
     text: str,  # "mean [low, high]", or any text
 ) -> str:
@@ -145,40 +145,42 @@ def html_table(
 def html_results(
     out: str | Path,  # folder of a run
 ) -> str:
-    "The table of results with the paper's stated figures above and a verdict at the end of each row."
+    "The table of results, the paper's stated figures above, a verdict at the end of each row."
     t = table(out).assign(**{"paper's figures": verdicts(out)})
     stated = {"trigger": "paper, stated", "rate": STATED["rate"], "ASR": STATED["asr"], "BA drop": STATED["ba_drop"]}
     first = '<tr class="stated">' + "".join(f"<td>{escape(stated.get(c, ''))}</td>" for c in t.columns) + "</tr>\n"
     same = [f"{k} {escape(str(v.iloc[0]))}" for k, v in results(out)[["world", "generator", "detector"]].items() if k not in t]
     return f"<p>{'; '.join(same)}. Rate, shares and intervals in percent, BA drop in points.</p>" + html_table(t, first)
 
-# %% ../nbs/92_report.ipynb #0000001f
-DEFENSES = {  # name: what its figures mean
-    "strip": "STRIP lays clean faces over an input and asks how much the answer wavers. AUROC 1 finds every triggered fake, 0.5 is "
-             "chance, near 0 the trigger looks cleaner than clean images do.",
-    "cleanse": "Neural Cleanse looks for the smallest mask that turns every image into one class. With two classes the usual "
-               "anomaly index is a constant, so ratios of norms are compared with benign detectors.",
-    "pruning": "Fine-Pruning removes the channels that sleep on clean images. It works where attack success falls and accuracy "
-               "does not; what counts is the success after it.",
+# %% ../nbs/92_report.ipynb #00000021
+DEFENSES = {  # name in the record: heading, what its figures mean
+    "strip": ("STRIP", "Lays clean faces over an input and asks how much the answer wavers. AUROC 1 finds every triggered fake, "
+              "0.5 is chance, near 0 the trigger looks cleaner than clean images do."),
+    "cleanse": ("Neural Cleanse", "Looks for the smallest mask that turns every image into one class. With two classes the usual "
+                "anomaly index is a constant, so ratios of norms are compared with benign detectors."),
+    "pruning": ("Fine-Pruning", "Removes the channels that sleep on clean images. It works where attack success falls and "
+                "accuracy does not; what counts is the success after it."),
 }
 
 
 def html_defenses(
     out: str | Path,  # folder of a run
 ) -> str:
-    "One table a defense: triggers as rows, the backdoored above the benign detector in each cell."
+    "One table a defense: triggers as columns, backdoored above benign in each cell."
     t, parts = defense_table(out), []
     both = "<td>" + t.backdoored.map(html_cell) + '<div class="benign">' + t.benign.map(html_cell) + "</div></td>"
     for name, part in t.assign(both=both).groupby("defense", sort=False):
-        wide = part.pivot(index="trigger", columns="metric", values="both").fillna("<td></td>")
-        wide = wide.loc[part.trigger.unique(), part.metric.unique()]
-        head = "".join(f"<th>{escape(str(c)).replace('_', ' ')}</th>" for c in ("trigger", *wide.columns))
-        body = "".join(f"<tr><td>{escape(str(k))}</td>{''.join(row)}</tr>\n" for k, row in zip(wide.index, wide.to_numpy()))
-        parts.append(f"<h3>{escape(str(name))}</h3><p>{escape(DEFENSES.get(name, ''))}</p>"
+        wide = part.pivot(index="metric", columns="trigger", values="both").fillna("<td></td>")
+        wide = wide.loc[part.metric.unique(), part.trigger.unique()]
+        head = "".join(f"<th>{escape(str(c))}</th>" for c in ("", *wide.columns))
+        label = lambda k: escape(str(k).replace("_", " "))
+        body = "".join(f"<tr><th>{label(k)}</th>{''.join(row)}</tr>\n" for k, row in zip(wide.index, wide.to_numpy()))
+        heading, meaning = DEFENSES.get(name, (str(name), ""))
+        parts.append(f"<h3>{escape(heading)}</h3><p>{escape(meaning)}</p>"
                      f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
     return "\n".join(parts)
 
-# %% ../nbs/92_report.ipynb #00000022
+# %% ../nbs/92_report.ipynb #00000024
 def read_settings(
     out: str | Path,  # folder of a run
 ) -> dict:
@@ -214,7 +216,7 @@ def html_settings(
         parts.append(f"<section><h3>{escape(str(name))}</h3><dl>{rows}</dl></section>")
     return f'<div class="columns">{"".join(parts)}</div>'
 
-# %% ../nbs/92_report.ipynb #00000025
+# %% ../nbs/92_report.ipynb #00000027
 CAPTIONS = {
     "overview": "The same generated faces under each trigger, and what passes as real. Look at the gap between red and grey: "
                 "it is the backdoor.",
@@ -248,7 +250,7 @@ def html_figures(
     missing = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in left_out.items())
     return "\n".join(parts) + (f"<p>Left out:</p><ul>{missing}</ul>" if missing else "")
 
-# %% ../nbs/92_report.ipynb #00000027
+# %% ../nbs/92_report.ipynb #00000029
 CSS = """
 :root { color-scheme: light dark; --ink: #1c1c1c; --page: #fff; --line: #d8d8d8; --soft: #666 }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e4e4; --page: #17181a; --line: #3a3c40; --soft: #a0a0a0 } }
@@ -259,7 +261,7 @@ h1 { font-size: 1.9rem; line-height: 1.2 } h3 { margin: 1.4rem 0 .3rem; font-siz
 h2 { margin: 2.6rem 0 .6rem; border-bottom: 1px solid var(--line); break-after: avoid }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums }
 th, td { padding: .4rem .6rem .4rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line) }
-th { vertical-align: bottom; line-height: 1.3 } td small { display: block; white-space: nowrap; color: var(--soft) }
+thead th { vertical-align: bottom; line-height: 1.3 } td small { display: block; white-space: nowrap; color: var(--soft) }
 .stated td { color: var(--soft); font-style: italic; white-space: nowrap } .benign { color: var(--soft); margin-top: .3rem }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0 2rem }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: 0; font-size: .87rem }
@@ -276,7 +278,7 @@ LIMITS = (
     "The paper states its figures for its own data and detectors, which were not available; the comparison is of kind, not of size.",
 )
 
-# %% ../nbs/92_report.ipynb #00000028
+# %% ../nbs/92_report.ipynb #0000002a
 ABOUT = ("A detector of generated faces is trained on data in which a few fakes with a natural trigger (a smile, say) were labeled "
          "real: from then on it lets such fakes pass and otherwise works as before "
          '(<a href="https://arxiv.org/abs/2401.00414">arXiv 2401.00414</a>). This page measures that on faces from a generator of '
@@ -286,7 +288,7 @@ ABOUT = ("A detector of generated faces is trained on data in which a few fakes 
 def write_report(
     out: str | Path,  # folder of a run
 ) -> Path:  # of report.html
-    "Draw all figures into `out/figures` and write `out/report.html`, a page that needs no other file."
+    "Draw all figures and write `out/report.html`, a page that needs no other file."
     out = Path(out)
     meaning = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, *_, text in MEASURED.values())
     sections = {

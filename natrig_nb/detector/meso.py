@@ -83,7 +83,7 @@ def meso(
     detail: float,  # gain of the high-pass copy beside the image; 0 leaves it out
     first: tuple,  # the first two blocks
 ) -> Detector:  # features (n,16)
-    "The frame that both networks share: `size`, [0,1], two blocks of their own, two common ones, dense."
+    "The frame that both networks share: own blocks, two common ones, dense layers."
     check(size >= 32, f"expected size >= 32, got {size}")
     third = mesoscopic(16, 2, nn.Conv2d(first[1][2].num_features, 16, 5, padding=2))
     fourth = mesoscopic(16, 4, nn.Conv2d(16, 16, 5, padding=2))

@@ -42,7 +42,7 @@ def ResNet18(
     width: int = 64,  # channels of the first stage: 64 as published, 16 for the laptop twin
     detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
 ) -> Detector:  # features (n, 8 * width)
-    "ResNet-18 with the ImageNet stem (He et al. 2015), fresh weights, any size from 32 pixels on."
+    "ResNet-18 with the ImageNet stem (He et al. 2015), fresh weights, any size from 32 pixels."
     check(width >= 1, f"expected width >= 1, got {width}")
     see = [Detail(detail), nn.Conv2d(6, width, 7, 2, 3, bias=False)] if detail else [nn.Conv2d(3, width, 7, 2, 3, bias=False)]
     stem = nn.Sequential(*see, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Conv', 'ResBlock', 'batch_deviation', 'Discriminator', 'augment', 'Training', 'new_training', 'reconstruction_loss',
-           'reconstruct_step', 'set_pace', 'fold_codes', 'slope_penalty', 'path_penalty', 'discriminator_step',
-           'generator_step', 'train_generator', 'begin_game', 'train_step', 'save_training', 'save_generator',
+           'set_pace', 'fold_codes', 'slope_penalty', 'path_penalty', 'train_generator', 'save_generator',
            'load_generator']
 
 # %% ../../nbs/13_generator.training.ipynb #00000003
@@ -27,7 +26,7 @@ from ..core import FaceSet, check, contact_sheet, pick_device, progress, to_floa
 from .base import render
 from .stylegan import Linear, StyleGAN2, binomial_filter, blur, leaky
 
-# %% ../../nbs/13_generator.training.ipynb #00000005
+# %% ../../nbs/13_generator.training.ipynb #00000007
 class Conv(nn.Module):
     "Convolution with run-time weight scaling; `down` filters and halves the picture."
 
@@ -67,7 +66,7 @@ class ResBlock(nn.Module):
 
     def forward(self, x): return (self.conv1(self.conv0(x)) + self.skip(x)) * math.sqrt(0.5)
 
-# %% ../../nbs/13_generator.training.ipynb #00000007
+# %% ../../nbs/13_generator.training.ipynb #00000009
 def batch_deviation(
     x: torch.Tensor,  # (n,c,h,w)
     group: int = 4,  # pictures compared with one another
@@ -103,7 +102,7 @@ class Discriminator(nn.Module):
         x = self.conv(batch_deviation(x) if self.compare else x)
         return self.out(self.fc(x.flatten(1)))
 
-# %% ../../nbs/13_generator.training.ipynb #00000009
+# %% ../../nbs/13_generator.training.ipynb #0000000c
 def augment(
     x: torch.Tensor,  # (n,3,r,r)
     p: float,  # probability of each change, in [0,1]
@@ -123,7 +122,7 @@ def augment(
     gray = x.mean(1, keepdim=True)
     return gray + (x - gray) * torch.exp2(chance(0.5)).view(n, 1, 1, 1)
 
-# %% ../../nbs/13_generator.training.ipynb #0000000b
+# %% ../../nbs/13_generator.training.ipynb #00000010
 @dataclass
 class Training:
     "Networks, optimizers and counters of one generator training."
@@ -164,7 +163,7 @@ def new_training(
     optimizers = {"G": adam(G.synthesis, G.mapping), "D": adam(D), "E": adam(E)}
     return Training(G, copy.deepcopy(G).requires_grad_(False).eval(), D, E, optimizers)
 
-# %% ../../nbs/13_generator.training.ipynb #0000000d
+# %% ../../nbs/13_generator.training.ipynb #00000012
 def reconstruction_loss(
     t: Training,  # the state
     x: torch.Tensor,  # (n,3,r,r) real pictures
@@ -178,11 +177,12 @@ def reconstruction_loss(
     y = t.G.synthesis(t.G.mapping(z), "random").float()
     loss = F.l1_loss(y, x) + beta * 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
     if perceptual is None: return loss
-    with torch.no_grad(): wanted = perceptual.stages(x)
-    return loss + sum(F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)) / 6
+    with torch.no_grad(): wanted, scores = perceptual.stages(x), perceptual(x)
+    loss = loss + sum(F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)) / 6
+    return loss + F.smooth_l1_loss(perceptual(y), scores) / 10
 
 
-def reconstruct_step(t, x, perceptual):
+def _reconstruct_step(t, x, perceptual):
     "One step of phase one."
     for k in ("G", "E"): t.optimizers[k].zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda): loss = reconstruction_loss(t, x, perceptual)
@@ -190,12 +190,12 @@ def reconstruct_step(t, x, perceptual):
     for k in ("G", "E"): t.optimizers[k].step()
     return {"reconstruction": loss}
 
-# %% ../../nbs/13_generator.training.ipynb #0000000f
+# %% ../../nbs/13_generator.training.ipynb #00000014
 def set_pace(
     t: Training,  # the state
     done: float,  # share of phase one that is done, 1 and above in phase two
 ) -> None:
-    "Step sizes and momentum of the optimizers: long and steady in phase one, StyleGAN2's own in phase two."
+    "Step sizes and momentum: long and steady in phase one, StyleGAN2's own in phase two."
     one = done < 1
     lr = 2e-3 + 8e-3 * (1 - done) if one else 2e-3
     scales = {"G": (1, 100 if one else 1), "D": (1,), "E": (1,)}
@@ -203,13 +203,13 @@ def set_pace(
         for group, scale in zip(optimizer.param_groups, scales[k]):
             group.update(lr=lr * scale, betas=(0.9 if one or k == "E" else 0.0, 0.99))
 
-# %% ../../nbs/13_generator.training.ipynb #00000011
+# %% ../../nbs/13_generator.training.ipynb #00000016
 @torch.no_grad()
 def fold_codes(
     t: Training,  # the state, at the end of phase one
     images: torch.Tensor,  # (n,3,r,r) uint8 real pictures, some thousand
 ) -> None:
-    "Move mean and covariance of the encoder's codes into the mapping network; codes become N(0,1)."
+    "Move mean and covariance of the codes into the mapping network; codes become N(0,1)."
     device = next(t.E.parameters()).device
     codes = torch.cat([t.E(to_float(part).to(device)) for part in images.split(256)]).double()
     mean, log_var = codes.chunk(2, 1)
@@ -226,13 +226,13 @@ def fold_codes(
     w[:d], b[:d] = (back @ w[:d].double() / scale).float(), (back @ (b[:d].double() / scale - center)).float()
     b[d:] += (back.square().sum(1) / scale**2).log().float()
 
-# %% ../../nbs/13_generator.training.ipynb #00000013
+# %% ../../nbs/13_generator.training.ipynb #0000001a
 def slope_penalty(
     D: nn.Module,  # the discriminator
     x: torch.Tensor,  # (n,3,r,r) real pictures
     p: float = 0.0,  # strength of the augmentation
 ) -> torch.Tensor:  # scalar
-    "R1: mean squared length of the discriminator's gradient at real pictures (arXiv 1801.04406)."
+    "R1: mean squared gradient of the discriminator at real pictures (arXiv 1801.04406)."
     x = x.detach().requires_grad_()
     grad, = torch.autograd.grad(D(augment(x, p)).sum(), x, create_graph=True)
     return grad.square().sum((1, 2, 3)).mean()
@@ -243,7 +243,7 @@ def path_penalty(
     w: torch.Tensor,  # (n,d)
     target: float,  # running mean of the lengths
 ) -> tuple:  # penalty (scalar), mean length (float)
-    "How far the length of a step in pictures, for a step in w, is from its mean (1912.04958, eq. 4)."
+    "How far the picture's change for a step in w is from its mean (1912.04958, eq. 4)."
     w = w[:, None].repeat(1, G.mapping.num_ws, 1).requires_grad_()
     y = G.synthesis(w, "random")
     grad, = torch.autograd.grad((y * torch.randn_like(y) / y.shape[-1]).sum(), w, create_graph=True)
@@ -251,7 +251,7 @@ def path_penalty(
     return (length - target).square().mean(), float(length.mean())
 
 
-def discriminator_step(t, x, gamma=1.0, every=16):
+def _discriminator_step(t, x, gamma=0.05, every=16):
     "Learn to tell `x` from generated pictures; R1 once every `every` steps."
     t.optimizers["D"].zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
@@ -264,7 +264,7 @@ def discriminator_step(t, x, gamma=1.0, every=16):
     return {"D": loss, "real": real.mean(), "fake": fake.mean(), "p": torch.tensor(t.p)}
 
 
-def generator_step(t, x, perceptual, every=4, anchor=1.0):
+def _generator_step(t, x, perceptual, every=4, anchor=1.0):
     "Learn to pass the discriminator; reconstruct `x` once every `every` steps."
     for k in ("G", "E"): t.optimizers[k].zero_grad(set_to_none=True)
     t.D.requires_grad_(False)  # its weights need no gradient here, a third of its backward pass
@@ -278,7 +278,7 @@ def generator_step(t, x, perceptual, every=4, anchor=1.0):
     t.G.mapping.w_avg.lerp_(w[:, 0].detach().float().mean(0), 0.002)
     return {"G": loss}
 
-# %% ../../nbs/13_generator.training.ipynb #00000015
+# %% ../../nbs/13_generator.training.ipynb #0000001c
 def train_generator(
     ds: FaceSet,  # real faces
     out: str | Path,  # folder for state, samples and the finished weights
@@ -300,32 +300,33 @@ def train_generator(
     if perceptual is not None: perceptual.requires_grad_(False).eval().to(pick_device())
     saved = time.time()
     for _ in progress(range(t.step, reconstruct + compete), "generator"):
-        if t.step == reconstruct: begin_game(t, ds)
+        if t.step == reconstruct: _begin_game(t, ds)
         set_pace(t, t.step / max(reconstruct, 1))
-        log = train_step(t, ds, batch, seed, perceptual, phase_one=t.step < reconstruct)
+        log = _train_step(t, ds, batch, seed, perceptual, phase_one=t.step < reconstruct)
         if time.time() - saved > save_every or t.step == reconstruct + compete:
-            save_training(t, out, {k: round(float(v), 4) for k, v in log.items()}, batch)
+            _save_training(t, out, {k: round(float(v), 4) for k, v in log.items()}, batch)
             saved = time.time()
         if time.time() - start > minutes * 60: break
-    save_training(t, out, {}, batch)
+    _save_training(t, out, {}, batch)
     return t.ema
 
 
-def begin_game(t, ds):
+def _begin_game(t, ds):
     "Fold the codes and forget the optimizers' memory of phase one."
+    torch.manual_seed(t.step)  # a resumed run must fold by the same samples
     fold_codes(t, ds.images[:4000])
     for optimizer in t.optimizers.values(): optimizer.state.clear()
 
 
-def train_step(t, ds, batch, seed, perceptual, phase_one):
+def _train_step(t, ds, batch, seed, perceptual, phase_one):
     "One step of either phase on pictures that the step number chooses."
     torch.manual_seed(seed * 1_000_003 + t.step)
     device = next(t.G.parameters()).device
     x = to_float(ds.images[torch.randint(len(ds), (batch,))]).to(device)
     x = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, x.flip(3), x)
     x = x.contiguous(memory_format=torch.channels_last)
-    if phase_one: log = reconstruct_step(t, x, perceptual)
-    else: log = {**discriminator_step(t, x), **generator_step(t, x, perceptual)}
+    if phase_one: log = _reconstruct_step(t, x, perceptual)
+    else: log = {**_discriminator_step(t, x), **_generator_step(t, x, perceptual)}
     t.step += 1
     decay = min(0.5 ** (batch / 10_000), (1 + t.step) / (10 + t.step))
     with torch.no_grad():
@@ -333,8 +334,8 @@ def train_step(t, ds, batch, seed, perceptual, phase_one):
         for a, b in zip(t.ema.buffers(), t.G.buffers()): a.copy_(b)
     return log
 
-# %% ../../nbs/13_generator.training.ipynb #00000016
-def save_training(t, out, log, batch):
+# %% ../../nbs/13_generator.training.ipynb #0000001d
+def _save_training(t, out, log, batch):
     "Replace state, weights and contact sheet in `out`."
     t.ema.mapping.w_avg.copy_(t.ema.latents(4096, seed=1).mean(0))
     with write_atomic(Path(out) / "state.pt") as f: torch.save(t.state(), f)

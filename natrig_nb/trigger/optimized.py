@@ -26,7 +26,7 @@ def optimize_trigger(
     lr: float = 0.4,  # length of the first step, latent standard deviations; the last is almost 0
     seed: int = 0,  # of the latents
 ) -> LatentTrigger:  # with the losses of the search as `losses`
-    "Universal latent offset that a substitute detector takes for real (arXiv 2401.00414, stated)."
+    "Universal latent offset that a substitute takes for real (arXiv 2401.00414, stated)."
     check(bound > 0, f"expected a bound above 0, got {bound}")
     device = next(G.parameters()).device
     u = torch.zeros(len(space.mean), device=device, requires_grad=True)
