@@ -271,7 +271,7 @@ figcaption { color: var(--soft); font-size: .9rem; max-width: 46rem }
 @media print { body { margin: 0; max-width: none; padding: 0; font-size: 10pt } table { font-size: 6.5pt } .scroll { overflow: visible } }
 """
 LIMITS = (
-    "Faces, detectors and generator are small and were made for this study; nothing here says how a deployed detector would do.",
+    "Detectors and generator are small and were trained for this study alone; nothing here says how a deployed detector would do.",
     "A detector learns the traces of one generator. With another generator every figure must be measured again.",
     "Intervals are Student's t over few seeds and describe training, not the choice of data. Ends beyond 0 or 100 % are cut.",
     "How well a natural trigger can be told apart depends on how well the generator draws it: its quality stands under settings.",
