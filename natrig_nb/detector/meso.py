@@ -76,7 +76,7 @@ class Dense(nn.Module):
         flat = x.permute(0, 2, 3, 1).flatten(1)
         return self.drop(F.leaky_relu(self.linear(self.drop(flat)), 0.1))
 
-
+# %% ../../nbs/31_detector.meso.ipynb #00000013
 def meso(
     name: str,  # a key of `DETECTORS`
     size: int,  # pixels a side that the network reads
@@ -94,7 +94,7 @@ def meso(
         if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.xavier_uniform_(m.weight), nn.init.zeros_(m.bias)
     return Detector(body, nn.Linear(16, 2), "body.block4", dict(name=name, size=size, detail=detail), (0, 0, 0), (1, 1, 1))
 
-
+# %% ../../nbs/31_detector.meso.ipynb #00000014
 def Meso4(
     size: int = 256,  # pixels a side that the network reads: 256 as published, 64 for the laptop twin
     detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
@@ -112,7 +112,7 @@ def MesoInception4(
     return meso("mesoinception4", size, detail, (mesoscopic(11, 2, Inception(6 if detail else 3, (1, 4, 4, 2))),
                                                  mesoscopic(12, 2, Inception(11, (2, 4, 4, 2)))))
 
-# %% ../../nbs/31_detector.meso.ipynb #0000001e
+# %% ../../nbs/31_detector.meso.ipynb #00000021
 def keras_layers(
     file,  # an open h5py file, weights alone or a whole model
 ) -> dict:  # kind, e.g. "conv2d" -> one {weight's name: dataset} a layer, in the order of making
@@ -125,7 +125,7 @@ def keras_layers(
         if weights: found.setdefault(kind, []).append((int(number or 0), weights))
     return {kind: [w for _, w in sorted(layers, key=lambda layer: layer[0])] for kind, layers in found.items()}
 
-# %% ../../nbs/31_detector.meso.ipynb #00000020
+# %% ../../nbs/31_detector.meso.ipynb #00000023
 KERAS = dict(kernel="weight", bias="bias", gamma="weight", beta="bias", moving_mean="running_mean",
              moving_variance="running_var")
 
