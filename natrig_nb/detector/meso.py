@@ -143,7 +143,7 @@ def pour(
         check(shape == tuple(target.shape), f"expected {name} of shape {tuple(target.shape)}, got {shape}")
         target.copy_(torch.from_numpy(value[()]).permute(axes))
 
-
+# %% ../../nbs/31_detector.meso.ipynb #00000025
 def load_meso(
     path: str,  # an official Keras file, e.g. Meso4_DF.h5
 ) -> Detector:  # Meso4 or MesoInception4 at 256 pixels, in evaluation mode
