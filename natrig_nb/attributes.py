@@ -88,7 +88,7 @@ def train_attributes(
     net.mean.copy_(scores.mean(0)), net.std.copy_(scores.std(0).clamp(min=1e-6))
     return net
 
-
+# %% ../nbs/10_attributes.ipynb #0000000a
 def attribute_loss(
     scores: torch.Tensor,  # (n,k)
     y: torch.Tensor,  # (n,k) standardized values, or 0 and 1
@@ -99,7 +99,7 @@ def attribute_loss(
     entropy = F.binary_cross_entropy_with_logits(scores, y.clamp(0, 1), reduction="none")
     return torch.where(binary, entropy, square).mean()
 
-
+# %% ../nbs/10_attributes.ipynb #0000000b
 def _run(net, images, call):
     device, parts = next(net.parameters()).device, []
     with torch.no_grad():
@@ -125,7 +125,7 @@ def attribute_features(
     "Features of many pictures, batch by batch."
     return _run(net, images, net.features)
 
-# %% ../nbs/10_attributes.ipynb #00000012
+# %% ../nbs/10_attributes.ipynb #00000014
 def save_attributes(
     net: AttributeNet,  # the network
     path: str | Path,  # a `.safetensors` file

@@ -61,6 +61,7 @@ class Experiment:
     percentile: float = 99.5  # of the real population, where the median triggered face shall lie
     bound: float = 3.0  # of the optimized offset, latent standard deviations
     epochs: int = 6  # of every detector
+    batch: int = 64  # images in a training step
     width: int = 16  # of the ResNet-18
     seeds: int = 3  # repetitions
 
@@ -97,7 +98,7 @@ def prepare(
     directions = find_directions(G, net, n=4000, seed=5)
     population = attribute_scores(net, train.images)
     aside = make_study(G, other, other[:2], seed=1)
-    substitute = fit(lambda: Meso4(size=e.size), aside.train, seed=99, epochs=e.epochs)
+    substitute = fit(lambda: Meso4(size=e.size), aside.train, seed=99, epochs=e.epochs, batch=e.batch)
     latent = [optimize_trigger(G, substitute, directions.space, e.bound)]
     for k in (1, 2):
         words, names, signs = zip(*e.edits[:k])
@@ -164,7 +165,7 @@ def natural_carriers(
 def _benign_cell(e, out, seed):
     "Train the benign detector of a seed."
     study, *_ = load_study(e, out)
-    model = fit(lambda: ResNet18(e.width), study.train, seed, epochs=e.epochs)
+    model = fit(lambda: ResNet18(e.width), study.train, seed, epochs=e.epochs, batch=e.batch)
     save_detector(model, Path(out) / "models" / f"benign-{seed}.safetensors")
     return {"ba": float((predict_fake(model, study.real.images) < 0.5).float().mean())}
 
@@ -176,13 +177,13 @@ def _attack_cell(e, out, seed, trigger, rate=None):
     t = triggers[trigger]
     benign = load_detector(Path(out) / "models" / f"benign-{seed}.safetensors")
     like = natural_carriers(e, t, study, directions)
-    victim, figures, manifest = attack(study, t, lambda: ResNet18(e.width), benign, rate, seed, *like, epochs=e.epochs)
+    victim, figures, manifest = attack(study, t, lambda: ResNet18(e.width), benign, rate, seed, *like, epochs=e.epochs, batch=e.batch)
     if rate == e.rate: save_detector(victim, Path(out) / "models" / f"{trigger}-{seed}.safetensors")
     with write_atomic(Path(out) / "manifests" / f"{trigger}-{rate:g}-{seed}.csv") as f: manifest.to_csv(f, index=False)
     return {"world": e.world, "generator": "stylegan2", "trigger": t.name, "space": t.space, "detector": f"resnet18-w{e.width}", "rate": rate,
             "strength": t.strength, "seed": seed, **figures, "seconds": time.time() - start}
 
-
+# %% ../nbs/90_walkthrough.ipynb #0000000e
 def run_cell(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
@@ -197,7 +198,7 @@ def run_cell(
         with write_atomic(path) as f: f.write_text(json.dumps(result))
     return name
 
-
+# %% ../nbs/90_walkthrough.ipynb #0000000f
 def run_cells(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
@@ -214,7 +215,7 @@ def run_cells(
             for job in progress(waiting, desc): job.result()
     return [json.loads(path(c).read_text()) for c in cells]
 
-# %% ../nbs/90_walkthrough.ipynb #0000000f
+# %% ../nbs/90_walkthrough.ipynb #00000011
 def walkthrough(
     e: Experiment,  # the settings
     out: str | Path,  # folder of results; the same one continues an interrupted job
@@ -236,7 +237,7 @@ def walkthrough(
     table = write_table(out / "results.csv", run_cells(e, out, cells, "attacks", workers), COLUMNS)
     return table
 
-
+# %% ../nbs/90_walkthrough.ipynb #00000012
 def _prepare_cell(e, out):
     "Gather data and find the triggers."
     prepare(e, Path(out))
@@ -253,7 +254,7 @@ def write_table(
         pd.DataFrame([[as_text(r[c]) for c in columns] for r in rows], columns=columns).to_csv(f, index=False)
     return pd.read_csv(path)
 
-
+# %% ../nbs/90_walkthrough.ipynb #00000013
 def attack_again(
     out: str | Path,  # folder of a walkthrough
     trigger: str,  # one of its triggers
@@ -267,7 +268,7 @@ def attack_again(
     e = Experiment(**{**known, "edits": tuple(map(tuple, known["edits"]))})
     return run_cells(e, out, [(_attack_cell, f"rate-{trigger}-{rate:g}-{seed}", {"seed": seed, "trigger": trigger, "rate": rate})], "attack")[0]
 
-
+# %% ../nbs/90_walkthrough.ipynb #00000014
 def summarize(
     path: str | Path,  # results.csv of a walkthrough
 ) -> pd.DataFrame:  # a row a trigger: text "mean [low, high]" in percent

@@ -237,7 +237,7 @@ def slope_penalty(
     grad, = torch.autograd.grad(D(augment(x, p)).sum(), x, create_graph=True)
     return grad.square().sum((1, 2, 3)).mean()
 
-
+# %% ../../nbs/13_generator.training.ipynb #0000001b
 def path_penalty(
     G: StyleGAN2,  # the generator
     w: torch.Tensor,  # (n,d)
@@ -250,7 +250,7 @@ def path_penalty(
     length = grad.square().sum(2).mean(1).sqrt()
     return (length - target).square().mean(), float(length.mean())
 
-
+# %% ../../nbs/13_generator.training.ipynb #0000001c
 def _discriminator_step(t, x, gamma=0.05, every=16):
     "Learn to tell `x` from generated pictures; R1 once every `every` steps."
     t.optimizers["D"].zero_grad(set_to_none=True)
@@ -278,7 +278,7 @@ def _generator_step(t, x, perceptual, every=4, anchor=1.0):
     t.G.mapping.w_avg.lerp_(w[:, 0].detach().float().mean(0), 0.002)
     return {"G": loss}
 
-# %% ../../nbs/13_generator.training.ipynb #0000001c
+# %% ../../nbs/13_generator.training.ipynb #0000001e
 def train_generator(
     ds: FaceSet,  # real faces
     out: str | Path,  # folder for state, samples and the finished weights
@@ -310,7 +310,7 @@ def train_generator(
     _save_training(t, out, {}, batch)
     return t.ema
 
-
+# %% ../../nbs/13_generator.training.ipynb #0000001f
 def _begin_game(t, ds):
     "Fold the codes and forget the optimizers' memory of phase one."
     torch.manual_seed(t.step)  # a resumed run must fold by the same samples
@@ -334,7 +334,7 @@ def _train_step(t, ds, batch, seed, perceptual, phase_one):
         for a, b in zip(t.ema.buffers(), t.G.buffers()): a.copy_(b)
     return log
 
-# %% ../../nbs/13_generator.training.ipynb #0000001d
+# %% ../../nbs/13_generator.training.ipynb #00000020
 def _save_training(t, out, log, batch):
     "Replace state, weights and contact sheet in `out`."
     t.ema.mapping.w_avg.copy_(t.ema.latents(4096, seed=1).mean(0))
