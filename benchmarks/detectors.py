@@ -35,7 +35,7 @@ def passes(model, x, y, steps):
         F.cross_entropy(model(x), y).backward()
 
 
-def measure(name, images, size, batch=32):
+def measure(name, images, size, batch=64):
     "Training, its floor and inference; each is run once before it is timed."
     maker, settings = NETWORKS[name]
     model, ds, device = make_detector(maker, **settings).to(pick_device()), planted(images, size=size), pick_device()

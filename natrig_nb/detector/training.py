@@ -144,8 +144,8 @@ def train(
     ds: FaceSet,  # images and the labels to learn, poisoned or not
     val: FaceSet | None = None,  # watched after every epoch, never learned from
     epochs: int = 5,  # passes over `ds`
-    lr: float = 3e-3,  # peak learning rate; the tiny MesoNets like 1e-2
-    batch: int = 32,  # images in a step; small, because a short run needs steps
+    lr: float = 3e-3,  # peak learning rate; large, because runs are short
+    batch: int = 64,  # images in a step
     seed: int = 0,  # of order, mirrors and dropout; the initial weights are the caller's
     checkpoint: str | Path | None = None,  # file from which a killed run goes on
     every: float = 60,  # seconds between two checkpoints
