@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Conv', 'ResBlock', 'batch_deviation', 'Discriminator', 'augment', 'Training', 'new_training', 'reconstruction_loss',
-           'set_pace', 'fold_codes', 'slope_penalty', 'path_penalty', 'train_generator', 'save_generator',
-           'load_generator']
+           'known_codes', 'set_pace', 'fold_codes', 'slope_penalty', 'path_penalty', 'train_generator',
+           'save_generator', 'load_generator']
 
 # %% ../../nbs/13_generator.training.ipynb #00000003
 import copy
@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..attributes import AttributeNet
-from ..core import FaceSet, check, contact_sheet, pick_device, progress, to_float, write_atomic
+from ..core import FaceSet, check, contact_sheet, pick_device, progress, seeded, to_float, write_atomic
+from ..detector.base import Detail
 from .base import render
 from .stylegan import Linear, StyleGAN2, binomial_filter, blur, leaky
 
@@ -79,7 +80,7 @@ def batch_deviation(
 
 
 class Discriminator(nn.Module):
-    "Residual discriminator; with `outputs` above 1 and no `compare` it serves as the encoder."
+    "Residual discriminator; without `compare` it sees no detail and no neighbors: the encoder."
 
     def __init__(
         self,
@@ -87,18 +88,19 @@ class Discriminator(nn.Module):
         outputs: int = 1,  # numbers a picture
         base: int = 1024,  # channels at resolution r: base / r ...
         most: int = 128,  # ... but not more than this
-        compare: bool = True,  # let a picture be judged beside others
+        compare: bool = True,  # judge a picture by its detail and beside others
     ):
         super().__init__()
         sizes = [2**i for i in range(int(math.log2(resolution)), 2, -1)]
         width = lambda r: min(base // r, most)
-        self.fromrgb, self.compare = Conv(3, width(resolution), 1), compare
+        self.compare, self.detail = compare, Detail() if compare else nn.Identity()
+        self.fromrgb = Conv(6 if compare else 3, width(resolution), 1)
         self.blocks = nn.Sequential(*[ResBlock(width(r), width(r // 2)) for r in sizes])
         self.conv = Conv(width(4) + compare, width(4), 3)
         self.fc, self.out = Linear(width(4) * 16, width(4), active=True), Linear(width(4), outputs)
 
     def forward(self, x):
-        x = self.blocks(self.fromrgb(x.contiguous(memory_format=torch.channels_last)))
+        x = self.blocks(self.fromrgb(self.detail(x).contiguous(memory_format=torch.channels_last)))
         x = self.conv(batch_deviation(x) if self.compare else x)
         return self.out(self.fc(x.flatten(1)))
 
@@ -151,12 +153,13 @@ def new_training(
     dim: int = 128,  # length of z and of w
     base: int = 1024,  # channels of the generator at resolution r: base / r ...
     most: int = 128,  # ... but not more than this
+    layers: int = 2,  # of the mapping network
     seed: int = 0,  # of the first weights
 ) -> Training:
     "Fresh networks and optimizers on the chosen device."
     torch.manual_seed(seed)
     place = lambda net: net.to(pick_device(), memory_format=torch.channels_last)
-    G = place(StyleGAN2(resolution, dim, dim, 2, base, most))
+    G = place(StyleGAN2(resolution, dim, dim, layers, base, most))
     D = place(Discriminator(resolution, base=base, most=most))
     E = place(Discriminator(resolution, 2 * dim, base=base // 2, most=most, compare=False))
     adam = lambda *parts: torch.optim.Adam([{"params": list(part.parameters())} for part in parts], 2e-3, betas=(0.0, 0.99))
@@ -168,29 +171,48 @@ def reconstruction_loss(
     t: Training,  # the state
     x: torch.Tensor,  # (n,3,r,r) real pictures
     perceptual: AttributeNet | None = None,  # compares feature maps as well
+    codes: torch.Tensor | None = None,  # (n,k) what is known of z; read by the encoder unless given
     beta: float = 2e-4,  # weight of the divergence from the prior, a nat
 ) -> torch.Tensor:  # scalar
     "Absolute error in pixels and features plus the divergence of z from its prior."
-    mean, log_var = t.E(x).float().chunk(2, 1)
-    log_var = log_var.clamp(-10, 5)
-    z = mean + torch.randn_like(mean) * (log_var / 2).exp()
+    if codes is not None: z, divergence = known_codes(codes, t.G.z_dim), 0.0
+    else: z, divergence = _read_codes(t, x)
     y = t.G.synthesis(t.G.mapping(z), "random").float()
-    loss = F.l1_loss(y, x) + beta * 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
+    loss = F.l1_loss(y, x) + beta * divergence
     if perceptual is None: return loss
     with torch.no_grad(): wanted, scores = perceptual.stages(x), perceptual(x)
     loss = loss + sum(F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)) / 6
     return loss + F.smooth_l1_loss(perceptual(y), scores) / 10
 
+# %% ../../nbs/13_generator.training.ipynb #00000013
+def _read_codes(t, x):
+    "Sample z from what the encoder says of each picture; the divergence from N(0,1) in nats."
+    mean, log_var = t.E(x).float().chunk(2, 1)
+    log_var = log_var.clamp(-10, 5)
+    z = mean + torch.randn_like(mean) * (log_var / 2).exp()
+    return z, 0.5 * (mean.square() + log_var.exp() - log_var - 1).sum(1).mean()
 
-def _reconstruct_step(t, x, perceptual):
+
+def known_codes(
+    codes: torch.Tensor,  # (n,k) standard normal
+    dim: int,  # length of z, at least k
+) -> torch.Tensor:  # (n,dim) standard normal
+    "Codes completed by fresh noise and turned by a fixed rotation."
+    check(codes.shape[1] <= dim, f"expected at most {dim} codes a face, got {codes.shape[1]}: choose a longer z")
+    noise = torch.randn(len(codes), dim - codes.shape[1], device=codes.device)
+    rotation = torch.linalg.qr(torch.randn(dim, dim, generator=seeded(0), dtype=torch.double))[0].float()
+    return torch.cat([codes, noise], 1) @ rotation.to(codes.device)
+
+# %% ../../nbs/13_generator.training.ipynb #00000014
+def _reconstruct_step(t, x, perceptual, codes):
     "One step of phase one."
     for k in ("G", "E"): t.optimizers[k].zero_grad(set_to_none=True)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda): loss = reconstruction_loss(t, x, perceptual)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda): loss = reconstruction_loss(t, x, perceptual, codes)
     loss.backward()
     for k in ("G", "E"): t.optimizers[k].step()
     return {"reconstruction": loss}
 
-# %% ../../nbs/13_generator.training.ipynb #00000014
+# %% ../../nbs/13_generator.training.ipynb #00000016
 def set_pace(
     t: Training,  # the state
     done: float,  # share of phase one that is done, 1 and above in phase two
@@ -203,7 +225,7 @@ def set_pace(
         for group, scale in zip(optimizer.param_groups, scales[k]):
             group.update(lr=lr * scale, betas=(0.9 if one or k == "E" else 0.0, 0.99))
 
-# %% ../../nbs/13_generator.training.ipynb #00000016
+# %% ../../nbs/13_generator.training.ipynb #00000018
 @torch.no_grad()
 def fold_codes(
     t: Training,  # the state, at the end of phase one
@@ -226,7 +248,7 @@ def fold_codes(
     w[:d], b[:d] = (back @ w[:d].double() / scale).float(), (back @ (b[:d].double() / scale - center)).float()
     b[d:] += (back.square().sum(1) / scale**2).log().float()
 
-# %% ../../nbs/13_generator.training.ipynb #0000001a
+# %% ../../nbs/13_generator.training.ipynb #0000001c
 def slope_penalty(
     D: nn.Module,  # the discriminator
     x: torch.Tensor,  # (n,3,r,r) real pictures
@@ -237,7 +259,7 @@ def slope_penalty(
     grad, = torch.autograd.grad(D(augment(x, p)).sum(), x, create_graph=True)
     return grad.square().sum((1, 2, 3)).mean()
 
-# %% ../../nbs/13_generator.training.ipynb #0000001b
+# %% ../../nbs/13_generator.training.ipynb #0000001d
 def path_penalty(
     G: StyleGAN2,  # the generator
     w: torch.Tensor,  # (n,d)
@@ -250,7 +272,7 @@ def path_penalty(
     length = grad.square().sum(2).mean(1).sqrt()
     return (length - target).square().mean(), float(length.mean())
 
-# %% ../../nbs/13_generator.training.ipynb #0000001c
+# %% ../../nbs/13_generator.training.ipynb #0000001e
 def _discriminator_step(t, x, gamma=0.05, every=16):
     "Learn to tell `x` from generated pictures; R1 once every `every` steps."
     t.optimizers["D"].zero_grad(set_to_none=True)
@@ -264,7 +286,7 @@ def _discriminator_step(t, x, gamma=0.05, every=16):
     return {"D": loss, "real": real.mean(), "fake": fake.mean(), "p": torch.tensor(t.p)}
 
 
-def _generator_step(t, x, perceptual, every=4, anchor=1.0):
+def _generator_step(t, x, perceptual, codes, every=4, anchor=1.0):
     "Learn to pass the discriminator; reconstruct `x` once every `every` steps."
     for k in ("G", "E"): t.optimizers[k].zero_grad(set_to_none=True)
     t.D.requires_grad_(False)  # its weights need no gradient here, a third of its backward pass
@@ -272,13 +294,13 @@ def _generator_step(t, x, perceptual, every=4, anchor=1.0):
         w = t.G.mapping(torch.randn(len(x), t.G.z_dim, device=x.device))
         loss = F.softplus(-t.D(augment(t.G.synthesis(w, "random"), t.p)).float()).mean()
         total = loss
-        if t.step % every == 0: total = loss + anchor * every * reconstruction_loss(t, x, perceptual)
+        if t.step % every == 0: total = loss + anchor * every * reconstruction_loss(t, x, perceptual, codes)
     total.backward(), t.optimizers["G"].step(), t.D.requires_grad_(True)
-    if t.step % every == 0: t.optimizers["E"].step()
+    if t.step % every == 0 and codes is None: t.optimizers["E"].step()
     t.G.mapping.w_avg.lerp_(w[:, 0].detach().float().mean(0), 0.002)
     return {"G": loss}
 
-# %% ../../nbs/13_generator.training.ipynb #0000001e
+# %% ../../nbs/13_generator.training.ipynb #00000020
 def train_generator(
     ds: FaceSet,  # real faces
     out: str | Path,  # folder for state, samples and the finished weights
@@ -287,12 +309,14 @@ def train_generator(
     batch: int = 16,  # pictures a step
     seed: int = 0,  # of weights and of every step
     perceptual: AttributeNet | None = None,  # compares feature maps in reconstructions
+    codes: torch.Tensor | None = None,  # (n,k) standard normal codes of the faces, where they are known
     minutes: float = math.inf,  # stop after this long; the same call goes on later
     save_every: float = 180,  # seconds between states on disk
     **settings,  # of `new_training`
 ) -> StyleGAN2:  # the moving average
     "Train a StyleGAN2 on faces; a killed run resumes to the same state."
     check(len(ds) >= batch, f"expected at least {batch} faces, got {len(ds)}")
+    check(codes is None or len(codes) == len(ds), f"expected a code a face, got {0 if codes is None else len(codes)} for {len(ds)}")
     out, start = Path(out), time.time()
     t = new_training(resolution=ds.images.shape[-1], seed=seed, **settings)
     state = out / "state.pt"
@@ -300,9 +324,9 @@ def train_generator(
     if perceptual is not None: perceptual.requires_grad_(False).eval().to(pick_device())
     saved = time.time()
     for _ in progress(range(t.step, reconstruct + compete), "generator"):
-        if t.step == reconstruct: _begin_game(t, ds)
+        if t.step == reconstruct: _begin_game(t, ds, codes)
         set_pace(t, t.step / max(reconstruct, 1))
-        log = _train_step(t, ds, batch, seed, perceptual, phase_one=t.step < reconstruct)
+        log = _train_step(t, ds, batch, seed, perceptual, codes, phase_one=t.step < reconstruct)
         if time.time() - saved > save_every or t.step == reconstruct + compete:
             _save_training(t, out, {k: round(float(v), 4) for k, v in log.items()}, batch)
             saved = time.time()
@@ -310,23 +334,24 @@ def train_generator(
     _save_training(t, out, {}, batch)
     return t.ema
 
-# %% ../../nbs/13_generator.training.ipynb #0000001f
-def _begin_game(t, ds):
-    "Fold the codes and forget the optimizers' memory of phase one."
+# %% ../../nbs/13_generator.training.ipynb #00000021
+def _begin_game(t, ds, codes):
+    "Fold codes that the encoder read; forget the optimizers' memory of phase one."
     torch.manual_seed(t.step)  # a resumed run must fold by the same samples
-    fold_codes(t, ds.images[:4000])
+    if codes is None: fold_codes(t, ds.images[:4000])
     for optimizer in t.optimizers.values(): optimizer.state.clear()
 
 
-def _train_step(t, ds, batch, seed, perceptual, phase_one):
+def _train_step(t, ds, batch, seed, perceptual, codes, phase_one):
     "One step of either phase on pictures that the step number chooses."
     torch.manual_seed(seed * 1_000_003 + t.step)
-    device = next(t.G.parameters()).device
-    x = to_float(ds.images[torch.randint(len(ds), (batch,))]).to(device)
-    x = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, x.flip(3), x)
+    device, chosen = next(t.G.parameters()).device, torch.randint(len(ds), (batch,))
+    x = to_float(ds.images[chosen]).to(device)
+    if codes is None: x = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, x.flip(3), x)
+    else: codes = codes[chosen].to(device)
     x = x.contiguous(memory_format=torch.channels_last)
-    if phase_one: log = _reconstruct_step(t, x, perceptual)
-    else: log = {**_discriminator_step(t, x), **_generator_step(t, x, perceptual)}
+    if phase_one: log = _reconstruct_step(t, x, perceptual, codes)
+    else: log = {**_discriminator_step(t, x), **_generator_step(t, x, perceptual, codes)}
     t.step += 1
     decay = min(0.5 ** (batch / 10_000), (1 + t.step) / (10 + t.step))
     with torch.no_grad():
@@ -334,7 +359,7 @@ def _train_step(t, ds, batch, seed, perceptual, phase_one):
         for a, b in zip(t.ema.buffers(), t.G.buffers()): a.copy_(b)
     return log
 
-# %% ../../nbs/13_generator.training.ipynb #00000020
+# %% ../../nbs/13_generator.training.ipynb #00000022
 def _save_training(t, out, log, batch):
     "Replace state, weights and contact sheet in `out`."
     t.ema.mapping.w_avg.copy_(t.ema.latents(4096, seed=1).mean(0))
