@@ -193,11 +193,11 @@ def figure_latents(
     out: str | Path,  # folder of a run
     arrows: int = 60,  # single displacements drawn
 ) -> Figure:
-    "Latents in the plane of PCA and of UMAP, and where each trigger moves them."
-    table = read_table(out, "records/latents.csv", ("trigger", "moved", "pc1", "pc2", "umap1", "umap2"))
+    "Latents in the plane of PCA and of t-SNE, and where each trigger moves them."
+    table = read_table(out, "records/latents.csv", ("trigger", "moved", "pc1", "pc2", "tsne1", "tsne2"))
     triggers = table[table.moved == 1].trigger.unique()
     figure, axes = panels(2, len(triggers), 2.1, 1.95, sharex="row", sharey="row")
-    for row, (a, b, name) in zip(axes, (("pc1", "pc2", "PC"), ("umap1", "umap2", "UMAP"))):
+    for row, (a, b, name) in zip(axes, (("pc1", "pc2", "PC"), ("tsne1", "tsne2", "t-SNE"))):
         unit = "latent units" if name == "PC" else "no unit"
         row[0].set_ylabel(f"{name} 2 ({unit})")
         for ax, t in zip(row, triggers):

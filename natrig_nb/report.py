@@ -222,7 +222,7 @@ CAPTIONS = {
                 "it is the backdoor.",
     "faces": "Rows are conditions, columns identities. Look down a column: the person should stay, one property should change.",
     "latents": "Latents before (grey) and after (red) the trigger. Look whether red still lies inside the grey cloud: then it is "
-               "no outlier. In UMAP only neighborhoods mean something, lengths do not.",
+               "no outlier. In t-SNE only neighborhoods mean something, lengths do not.",
     "attributes": "Where the trigger sits in the population. Look how little blue lies right of the dashed line: few people "
                   "carry it by chance.",
     "edits": "What an edit changes. Red are the attributes asked for; look whether the grey lines stay in the band of half a "

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['DATA', 'TRIGGERS', 'COLUMNS', 'SETS', 'Experiment', 'photographs', 'real_faces', 'prepare', 'load_study',
-           'natural_carriers', 'run_cell', 'run_cells', 'walkthrough', 'write_table', 'attack_again', 'summarize']
+           'natural_carriers', 'run_cell', 'run_cells', 'walkthrough', 'write_table', 'write_rates', 'write_defenses',
+           'attack_again']
 
 # %% ../nbs/90_walkthrough.ipynb #00000003
 import json
+import multiprocessing
 import os
+import signal
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +24,19 @@ import torch
 
 from .attack import Study, attack, fit, make_study
 from .attributes import attribute_features, attribute_scores, load_attributes
-from .core import FAKE, FaceSet, check, progress, write_atomic
+from .core import FAKE, FaceSet, check, concat, progress, write_atomic
+from .defense.panel import cleanse_panel, pruning_panel, search_masks, strip_panel
 from .detector.base import load_detector, predict_fake, save_detector
 from .detector.meso import Meso4
 from .detector.resnet import ResNet18
 from .directions import Directions, LatentSpace, find_directions
+from .evidence import write_evidence
 from .faces import read_faces
+from .generator.base import render
 from .generator.training import load_generator
-from .metrics import frechet, interval, precision_recall
+from .metrics import frechet, precision_recall
 from .portraits import portraits
-from .record import as_text
+from .record import as_text, environment
 from .trigger.attribute import attribute_trigger
 from .trigger.badnets import BadNets
 from .trigger.base import LatentTrigger
@@ -162,28 +168,54 @@ def natural_carriers(
     return top(score(study.fake)), top(score(study.real))
 
 # %% ../nbs/90_walkthrough.ipynb #0000000d
+def _model_path(out, name, seed): return Path(out) / "models" / f"{name}-{seed}.safetensors"
+
+
+def _fit(e, ds, seed): return fit(lambda: ResNet18(e.width), ds, seed, epochs=e.epochs, batch=e.batch)
+
+
 def _benign_cell(e, out, seed):
-    "Train the benign detector of a seed."
+    "Train the benign detector of a seed, and search it as Neural Cleanse does."
     study, *_ = load_study(e, out)
-    model = fit(lambda: ResNet18(e.width), study.train, seed, epochs=e.epochs, batch=e.batch)
-    save_detector(model, Path(out) / "models" / f"benign-{seed}.safetensors")
-    return {"ba": float((predict_fake(model, study.real.images) < 0.5).float().mean())}
+    model = _fit(e, study.train, seed)
+    save_detector(model, _model_path(out, "benign", seed))
+    return search_masks(model, study.clean)
 
 
 def _attack_cell(e, out, seed, trigger, rate=None):
     "Poison, train and measure one trigger with one seed."
     start, rate = time.time(), e.rate if rate is None else rate
     study, directions, triggers, _ = load_study(e, out)
-    t = triggers[trigger]
-    benign = load_detector(Path(out) / "models" / f"benign-{seed}.safetensors")
+    t, benign = triggers[trigger], load_detector(_model_path(out, "benign", seed))
     like = natural_carriers(e, t, study, directions)
     victim, figures, manifest = attack(study, t, lambda: ResNet18(e.width), benign, rate, seed, *like, epochs=e.epochs, batch=e.batch)
-    if rate == e.rate: save_detector(victim, Path(out) / "models" / f"{trigger}-{seed}.safetensors")
+    if rate == e.rate: save_detector(victim, _model_path(out, trigger, seed))
     with write_atomic(Path(out) / "manifests" / f"{trigger}-{rate:g}-{seed}.csv") as f: manifest.to_csv(f, index=False)
     return {"world": e.world, "generator": "stylegan2", "trigger": t.name, "space": t.space, "detector": f"resnet18-w{e.width}", "rate": rate,
             "strength": t.strength, "seed": seed, **figures, "seconds": time.time() - start}
 
-# %% ../nbs/90_walkthrough.ipynb #0000000e
+# %% ../nbs/90_walkthrough.ipynb #0000000f
+def _defense_cell(e, out, seed, trigger, n=100):
+    "All three defenses against one victim."
+    study, _, triggers, _ = load_study(e, out)
+    victim, benign = (load_detector(_model_path(out, name, seed)) for name in (trigger, "benign"))
+    triggered, untriggered = render(study.G, study.w[: 2 * n], triggers[trigger]), concat(study.real[:n], study.fake[:n])
+    strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.clean)
+    test, clean = concat(study.real[: 2 * n], study.fake[: 2 * n]), study.clean[torch.arange(0, len(study.clean), 2)]
+    pruning_rows, curve = pruning_panel(victim, benign, triggered, test, clean)
+    plain = lambda table: json.loads(table.to_json(orient="records", double_precision=6))
+    return {"rows": plain(pd.concat([strip_rows, pruning_rows])), "strip": plain(entropies), "pruning": plain(curve),
+            **search_masks(victim, study.clean)}
+
+
+def _evidence_cell(e, out):
+    "Records of faces, latents, attributes, edits and scores, from the detectors of seed 0."
+    study, _, triggers, population = load_study(e, out)
+    detector = lambda name: load_detector(_model_path(out, name, 0))
+    write_evidence(out, study, load_attributes(e.judge), population, list(triggers.values()), detector)
+    return {}
+
+# %% ../nbs/90_walkthrough.ipynb #00000011
 def run_cell(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
@@ -193,12 +225,21 @@ def run_cell(
     call, name, arguments = cell
     path = Path(out) / "cells" / f"{name}.json"
     if not path.exists():
-        torch.set_num_threads(int(os.environ.get("NATRIG_THREADS", 1)))
         result = call(e, out, **arguments)
         with write_atomic(path) as f: f.write_text(json.dumps(result))
     return name
 
-# %% ../nbs/90_walkthrough.ipynb #0000000f
+
+def _start_worker(parent):
+    "One thread, deaf to Ctrl-C, and gone when the parent is."
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    def watch():
+        while os.getppid() == parent: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+# %% ../nbs/90_walkthrough.ipynb #00000012
 def run_cells(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
@@ -210,40 +251,69 @@ def run_cells(
     path = lambda cell: Path(out) / "cells" / f"{cell[1]}.json"
     todo = [c for c in cells if not path(c).exists()]
     if todo:
-        with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(todo)), get_context("spawn")) as pool:
+        count, context = min(workers or os.cpu_count() or 1, len(todo)), multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(count, context, _start_worker, (os.getpid(),)) as pool:
             waiting = [pool.submit(run_cell, e, str(out), c) for c in todo]
-            for job in progress(waiting, desc): job.result()
+            try:
+                for job in progress(waiting, desc): job.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children(): process.terminate()
+                raise
     return [json.loads(path(c).read_text()) for c in cells]
 
-# %% ../nbs/90_walkthrough.ipynb #00000011
+# %% ../nbs/90_walkthrough.ipynb #00000014
 def walkthrough(
     e: Experiment,  # the settings
     out: str | Path,  # folder of results; the same one continues an interrupted job
     workers: int | None = None,  # processes; one a processor unless given
+    rates: tuple = (),  # further poisoning rates for the curve of success against rate, in [0,1)
 ) -> pd.DataFrame:  # the table of results
     "Run the whole study, or what is left of it."
-    out = Path(out)
-    settings = out / "experiment.json"
-    mine = json.loads(json.dumps(asdict(e)))
-    if settings.exists():
-        theirs = json.loads(settings.read_text())
-        check(theirs == mine, f"expected the settings of the job in {out}, got others for {[k for k in mine if mine[k] != theirs.get(k)]}: choose another --out")
-    else:
-        with write_atomic(settings) as f: f.write_text(json.dumps(mine, indent=1))
-    run_cells(e, out, [(_prepare_cell, "prepare", {})], "data and triggers", workers)
-    seeds = range(e.seeds)
-    run_cells(e, out, [(_benign_cell, f"benign-{s}", {"seed": s}) for s in seeds], "benign detectors", workers)
-    cells = [(_attack_cell, f"attack-{t}-{s}", {"seed": s, "trigger": t}) for t in TRIGGERS for s in seeds]
-    table = write_table(out / "results.csv", run_cells(e, out, cells, "attacks", workers), COLUMNS)
+    out, start = Path(out), time.time()
+    _claim(e, out)
+    run_cell(e, out, (_prepare_cell, "prepare", {}))
+    seeds, pairs = range(e.seeds), [(t, s) for s in range(e.seeds) for t in TRIGGERS]
+    run = lambda call, kind, arguments, desc: run_cells(e, out, [(call, "-".join([kind, *map(_text, a.values())]), a) for a in arguments], desc, workers)
+    benign = run(_benign_cell, "benign", [{"seed": s} for s in seeds], "benign detectors")
+    attacks = run(_attack_cell, "attack", [{"trigger": t, "seed": s} for t, s in pairs], "attacks")
+    defenses = run(_defense_cell, "defense", [{"trigger": t, "seed": s} for t, s in pairs], "defenses")
+    run(_evidence_cell, "evidence", [{}], "records")
+    run(_attack_cell, "rate", [{"trigger": t, "seed": s, "rate": r} for r in rates for t, s in pairs], "poisoning rates")
+    table = write_table(out / "results.csv", sorted(attacks, key=lambda r: (TRIGGERS.index(r["trigger"]), r["seed"])), COLUMNS)
+    write_rates(out)
+    write_defenses(out, pairs, defenses, benign)
+    _sign(e, out, time.time() - start)
     return table
 
-# %% ../nbs/90_walkthrough.ipynb #00000012
+
+def _text(value): return f"{value:g}" if isinstance(value, float) else str(value)
+
+# %% ../nbs/90_walkthrough.ipynb #00000016
+def _claim(e, out):
+    "Write the settings into the folder, or check that they are the ones there."
+    path, mine = out / "settings.json", json.loads(json.dumps(asdict(e)))
+    theirs = json.loads(path.read_text())["settings"] if path.exists() else mine
+    check(theirs == mine, f"expected the settings of the job in {out}, got others for {[k for k in mine if mine[k] != theirs.get(k)]}: choose another --out")
+    if not path.exists():
+        with write_atomic(path) as f: f.write_text(json.dumps({"settings": mine}, indent=1))
+
+
+def _sign(e, out, seconds):
+    "Add versions, device, quality and duration; an interrupted job's parts add up."
+    path, known = out / "settings.json", environment()
+    before = json.loads(path.read_text())
+    about = {"device": known.pop("device_name"), "seconds": round(before.get("seconds", 0) + seconds, 1), "settings": before["settings"],
+             "quality": json.loads((out / "quality.json").read_text()), "versions": known}
+    with write_atomic(path) as f: f.write_text(json.dumps(about, indent=1))
+
+
 def _prepare_cell(e, out):
     "Gather data and find the triggers."
     prepare(e, Path(out))
     return {}
 
-
+# %% ../nbs/90_walkthrough.ipynb #00000018
 def write_table(
     path: str | Path,  # the CSV
     rows: list,  # dicts, in the order of the file
@@ -254,32 +324,51 @@ def write_table(
         pd.DataFrame([[as_text(r[c]) for c in columns] for r in rows], columns=columns).to_csv(f, index=False)
     return pd.read_csv(path)
 
-# %% ../nbs/90_walkthrough.ipynb #00000013
+
+def write_rates(
+    out: str | Path,  # folder of a walkthrough
+) -> pd.DataFrame:
+    "Gather all attacks made so far, at whatever rate, in `records/rates.csv`."
+    rows = [json.loads(p.read_text()) for kind in ("attack", "rate") for p in (Path(out) / "cells").glob(f"{kind}-*.json")]
+    order = {t: i for i, t in enumerate(TRIGGERS)}
+    rows.sort(key=lambda r: (order.get(r["trigger"], len(order)), r["rate"], r["seed"]))
+    return write_table(Path(out) / "records" / "rates.csv", rows, COLUMNS)
+
+# %% ../nbs/90_walkthrough.ipynb #00000019
+def write_defenses(
+    out: str | Path,  # folder of a walkthrough
+    pairs: list,  # (trigger, seed) of each defense cell
+    defenses: list,  # their results
+    benign: list,  # results of the benign cells, by seed
+) -> pd.DataFrame:  # the table `defenses.csv`
+    "Write `defenses.csv` and the records behind the defense figures."
+    names = [f"benign-{s}" for s in range(len(benign))]
+    norms = dict(zip(names, [b["norms"] for b in benign])) | {f"{t}-{s}": d["norms"] for (t, s), d in zip(pairs, defenses)}
+    rows, records = [], {"strip": [], "pruning": []}
+    for (t, s), cell in sorted(zip(pairs, defenses), key=lambda x: (TRIGGERS.index(x[0][0]), x[0][1])):
+        verdict = cleanse_panel(f"{t}-{s}", names, norms)
+        rows += [r | {"trigger": t, "seed": s} for r in [*cell["rows"], *verdict.to_dict("records")]]
+        for k in records: records[k] += [{"trigger": t, "seed": s, **r} for r in cell[k]]
+    for k, found in records.items():
+        with write_atomic(Path(out) / "records" / f"{k}.csv") as f: pd.DataFrame(found).to_csv(f, index=False)
+    first = {"benign": benign[0]["masks"], **{t: d["masks"] for (t, s), d in zip(pairs, defenses) if s == 0}}
+    with write_atomic(Path(out) / "records" / "cleanse.npz") as path, open(path, "wb") as f:
+        np.savez_compressed(f, triggers=np.array(list(first)), masks=np.array(list(first.values()), dtype=np.float32))
+    return write_table(Path(out) / "defenses.csv", rows, ["defense", "trigger", "seed", "metric", "value", "value_benign"])
+
+# %% ../nbs/90_walkthrough.ipynb #0000001b
 def attack_again(
     out: str | Path,  # folder of a walkthrough
     trigger: str,  # one of its triggers
     rate: float,  # poisoned / all samples, in [0,1)
     seed: int = 0,  # one of its seeds
 ) -> dict:  # a row of the results table
-    "One more attack at another poisoning rate; kept in `rates.csv`."
-    settings = Path(out) / "experiment.json"
-    check(settings.is_file(), f"expected a walkthrough in {out}, got none: run `natrig walkthrough --out {out}`")
-    known = json.loads(settings.read_text())
+    "One more attack at another poisoning rate; kept in `records/rates.csv`."
+    path = Path(out) / "settings.json"
+    check(path.is_file(), f"expected a walkthrough in {out}, got none: run `natrig walkthrough --out {out}`")
+    known = json.loads(path.read_text())["settings"]
     e = Experiment(**{**known, "edits": tuple(map(tuple, known["edits"]))})
-    return run_cells(e, out, [(_attack_cell, f"rate-{trigger}-{rate:g}-{seed}", {"seed": seed, "trigger": trigger, "rate": rate})], "attack")[0]
-
-# %% ../nbs/90_walkthrough.ipynb #00000014
-def summarize(
-    path: str | Path,  # results.csv of a walkthrough
-) -> pd.DataFrame:  # a row a trigger: text "mean [low, high]" in percent
-    "Mean and 95 % interval over seeds of every share, triggers in the order of the study."
-    check(Path(path).is_file(), f"expected results at {path}, got no such file: run `natrig walkthrough` first")
-    table = pd.read_csv(path)
-    shares = ["asr", "asr_benign", "ba", "ba_drop", "accidental", "real_with_attribute"]
-    def cell(values):
-        if values.isna().all(): return ""
-        mean, low, high = interval(values.to_numpy())
-        return f"{100 * mean:.1f}" if np.isnan(low) else f"{100 * mean:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    grouped = table.groupby("trigger", sort=False)
-    rows = {t: {"rate %": f"{100 * g.rate.iloc[0]:g}", "strength": f"{g.strength.iloc[0]:.2f}", **{k: cell(g[k]) for k in shares}} for t, g in grouped}
-    return pd.DataFrame(rows).T.rename_axis("trigger")
+    check(seed < e.seeds, f"expected a seed below {e.seeds}, those of the job in {out}, got {seed}")
+    row, = run_cells(e, out, [(_attack_cell, f"rate-{trigger}-{seed}-{rate:g}", {"seed": seed, "trigger": trigger, "rate": rate})], "attack")
+    write_rates(out)
+    return row
