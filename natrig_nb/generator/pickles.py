@@ -123,7 +123,7 @@ class Machine:
     def spend(self, what, n):
         "Take from the allowance."
         self.left[what] -= n
-        need(self.left[what] >= 0, f"expected at most {ALLOWANCE[what]:,} {what} in a pickle, got more: do not use this file")
+        if self.left[what] < 0: raise CheckpointError(f"expected at most {ALLOWANCE[what]:,} {what} in a pickle, got more: do not use this file")
 
 # %% ../../nbs/17_generator.pickles.ipynb #00000012
 def raw(
@@ -131,7 +131,7 @@ def raw(
     n: int,  # how many
 ) -> memoryview:
     "The next bytes of the file, as a window."
-    need(m.at + n <= len(m.data), f"expected {n} more bytes, got the end of the file: fetch it again")
+    if m.at + n > len(m.data): raise CheckpointError(f"expected {n} more bytes, got the end of the file: fetch it again")
     m.at += n
     return m.data[m.at - n : m.at]
 
@@ -283,9 +283,10 @@ def run(
         m.spend("steps", 1)
         code = bytes(raw(m, 1))
         if code == b".": return last(m, 1)[0]
-        need(code in VALUES or code in EFFECTS, f"expected a pickle of a network, got the opcode {code}: fetch the file again")
-        value = VALUES.get(code, EFFECTS.get(code))(m)
-        if code in VALUES: m.stack.append(value)
+        step = VALUES.get(code)
+        if step: value = step(m); m.stack.append(value)
+        elif code in EFFECTS: EFFECTS[code](m)
+        else: raise CheckpointError(f"expected a pickle of a network, got the opcode {code}: fetch the file again")
 
 # %% ../../nbs/17_generator.pickles.ipynb #0000001e
 def empty(

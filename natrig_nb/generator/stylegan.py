@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROSINALITY', 'Linear', 'leaky', 'binomial_filter', 'blur', 'upsample', 'modulated_conv', 'SynthesisLayer', 'ToRGB',
-           'Mapping', 'Block', 'Synthesis', 'StyleGAN2', 'shape_settings', 'fitting', 'assemble', 'from_nvlabs',
-           'official_name', 'from_rosinality', 'from_project', 'load_stylegan2']
+           'Mapping', 'Block', 'Synthesis', 'StyleGAN2', 'shape_settings', 'state_shapes', 'fitting', 'pour',
+           'assemble', 'from_nvlabs', 'official_name', 'from_rosinality', 'from_project', 'load_stylegan2']
 
 # %% ../../nbs/12_generator.stylegan.ipynb #00000003
 import json
@@ -281,22 +281,50 @@ def shape_settings(
     return dict(resolution=sizes[-1], z_dim=z_dim, w_dim=w_dim, layers=layers) | (dict(base=base, most=most) if by_rule else dict(widths=widths))
 
 # %% ../../nbs/12_generator.stylegan.ipynb #00000023
+def state_shapes(
+    G: dict,  # settings of `StyleGAN2`
+) -> dict:  # {official name: shape}
+    "Shapes of a generator's state dict, without building it."
+    linear = lambda at, inputs, outputs: {f"{at}.weight": (outputs, inputs), f"{at}.bias": (outputs,)}
+    shapes, sizes = {"mapping.w_avg": (G["w_dim"],)}, [2**i for i in range(2, int(math.log2(G["resolution"])) + 1)]
+    widths = G.get("widths") or [min(G["base"] // r, G["most"]) for r in sizes]
+    for i in range(G["layers"]): shapes |= linear(f"mapping.fc{i}", G["w_dim"] if i else G["z_dim"], G["w_dim"])
+    for r, inputs, c in zip(sizes, [0, *widths], widths):
+        at = f"synthesis.b{r}"
+        shapes |= {f"{at}.resample_filter": (4, 4), f"{at}.torgb.weight": (3, c, 1, 1), f"{at}.torgb.bias": (3,)} | linear(f"{at}.torgb.affine", G["w_dim"], c)
+        if not inputs: shapes[f"{at}.const"] = (c, 4, 4)
+        for layer, k in (("conv0", inputs), ("conv1", c)) if inputs else (("conv1", c),):
+            own = dict(weight=(c, k, 3, 3), bias=(c,), noise_strength=(), noise_const=(r, r), resample_filter=(4, 4))
+            shapes |= {f"{at}.{layer}.{name}": shape for name, shape in own.items()} | linear(f"{at}.{layer}.affine", G["w_dim"], k)
+    return shapes
+
+# %% ../../nbs/12_generator.stylegan.ipynb #00000026
 def fitting(
     name: str,  # official name
-    target: torch.Tensor,  # without numbers
+    shape: tuple,  # that it must have
     tensors: dict,  # what the file has
-) -> torch.Tensor:  # float32
-    "The tensor of that name, checked; what a network may lack is made."
-    if name not in tensors:
-        part = name.rsplit(".", 1)[-1]
-        need(part in ("noise_const", "noise_strength", "resample_filter", "w_avg"), f"expected {name} in the network, got none: use a whole StyleGAN2 generator")
-        return binomial_filter() if part == "resample_filter" else torch.zeros(target.shape)
-    t, plain = tensors[name], lambda shape: [n for n in shape if n != 1]
-    need(plain(t.shape) == plain(target.shape), f"expected {name} of shape {tuple(target.shape)}, got {tuple(t.shape)}: use a whole StyleGAN2 generator")
-    t = (t.load() if isinstance(t, Stored) else t).float().reshape(target.shape)
-    if not name.endswith("resample_filter"): return t
-    need(torch.allclose(t / t.sum(), binomial_filter(), atol=1e-6), f"expected the filter [1,3,3,1] in {name}, got another: this network cannot be used")
-    return t / t.sum()
+) -> None:
+    "Refuse a tensor of another shape, or one that is missing and cannot be made."
+    made = name.endswith(("noise_const", "noise_strength", "resample_filter", "w_avg"))
+    need(made or name in tensors, f"expected {name} in the network, got none: use a whole StyleGAN2 generator")
+    plain = lambda shape: [n for n in shape if n != 1]
+    got = tuple(tensors[name].shape) if name in tensors else shape
+    need(plain(got) == plain(shape), f"expected {name} of shape {shape}, got {got}: use a whole StyleGAN2 generator")
+
+
+def pour(
+    G: StyleGAN2,  # filled in place
+    tensors: dict,  # {official name: tensor or `Stored`}, all fitting
+) -> None:
+    "Copy the numbers; missing noise becomes zero, a missing filter the usual one."
+    for name, target in G.state_dict().items():
+        if name not in tensors: target.copy_(binomial_filter() if name.endswith("resample_filter") else torch.zeros([])); continue
+        t = tensors[name]
+        t = (t.load() if isinstance(t, Stored) else t).reshape(target.shape)
+        if name.endswith("resample_filter"):
+            t = t / t.sum()
+            need(torch.allclose(t.float(), binomial_filter(), atol=1e-6), f"expected the filter [1,3,3,1] in {name}, got another: this network cannot be used")
+        target.copy_(t)
 
 
 def assemble(
@@ -306,20 +334,21 @@ def assemble(
     lr: float = 0.01,  # learning-rate multiplier of the mapping network, a factor on its weights
 ) -> StyleGAN2:  # on the CPU
     "The network that these tensors are; anything missing, left over or oversized is refused."
-    with torch.device("meta"): G = StyleGAN2(**shape_settings({k: t.shape for k, t in tensors.items()}), clamp=clamp)
-    expected = G.state_dict()
-    more, total = sorted(set(tensors) - set(expected)), sum(t.nbytes for t in tensors.values())
+    settings = shape_settings({k: t.shape for k, t in tensors.items()})
+    shapes, total = state_shapes(settings), sum(t.nbytes for t in tensors.values())
+    more = sorted(set(tensors) - set(shapes))
     need(not more, f"expected the tensors of a StyleGAN2 generator, got {ascii(', '.join(more[:3])[:200])[1:-1]} too: this is another architecture")
+    for name, shape in shapes.items(): fitting(name, shape, tensors)
     need(total <= size, f"expected tensors of at most {size} bytes, got {total}: do not use this file")
     if any(k.endswith("noise_strength") and k[:-8] + "const" not in tensors for k in tensors):
         warnings.warn("expected noise pictures, got none in this file: noise=\"const\" equals noise=\"none\"")
-    G.load_state_dict({k: fitting(k, target, tensors) for k, target in expected.items()}, assign=True)
-    G.requires_grad_(False).eval()
-    for p in G.mapping.parameters(): p *= lr / 0.01
+    with torch.random.fork_rng(devices=()): G = StyleGAN2(**settings, clamp=clamp).requires_grad_(False).eval()
+    pour(G, tensors)
+    for p in G.mapping.parameters() if lr != 0.01 else (): p *= lr / 0.01
     if "mapping.w_avg" not in tensors: G.mapping.w_avg.copy_(G.latents(4096, seed=0).mean(0))
     return G
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000026
+# %% ../../nbs/12_generator.stylegan.ipynb #00000029
 def from_nvlabs(
     G: Module,  # `G_ema` of an official pickle
 ) -> tuple[dict, dict]:  # tensors by official name, settings for `assemble`
@@ -337,7 +366,7 @@ def from_nvlabs(
          "expected one bound on activations, got several: fetch the file again")
     return tensors, dict(clamp=clamps.pop(), lr=lr)
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000028
+# %% ../../nbs/12_generator.stylegan.ipynb #0000002b
 ROSINALITY = {"conv.weight": "weight", "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias",
               "noise.weight": "noise_strength", "activate.bias": "bias", "conv.blur.kernel": "resample_filter", "input": "const"}
 
@@ -369,7 +398,7 @@ def from_rosinality(
     if isinstance(average, Stored): tensors["mapping.w_avg"] = replace(average, shape=average.shape[-1:], stride=average.stride[-1:])
     return tensors, {}
 
-# %% ../../nbs/12_generator.stylegan.ipynb #0000002b
+# %% ../../nbs/12_generator.stylegan.ipynb #0000002e
 def from_project(
     path: str | Path,  # written by `generator.training.save_generator`
 ) -> tuple[dict, dict]:  # tensors by official name, settings for `assemble`
