@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 
 from .attributes import load_attributes, save_attributes, train_attributes
+from .core import check
 from .faces import read_faces
+from .generator.stylegan import load_stylegan2
 from .generator.training import train_generator
-from .portraits import portraits
-from .walkthrough import TRIGGERS, Experiment, attack_again, photographs, summarize, walkthrough
+from .portraits import population_codes, portraits
+from .report import print_table, write_report
+from .walkthrough import TRIGGERS, Experiment, attack_again, photographs, walkthrough
 
 # %% ../nbs/93_cli.ipynb #00000006
 def make_parser() -> argparse.ArgumentParser:
@@ -31,11 +34,13 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default="out/walkthrough", help="folder of results")
     _add_world(p)
     p.add_argument("--seeds", type=int, default=3, help="repetitions")
+    p.add_argument("--psi", type=float, default=Experiment.psi, help="truncation of all fakes, in (0,1]")
+    p.add_argument("--rates", type=float, nargs="*", default=[], metavar="RATE", help="further poisoning rates, for the curve of success against rate")
     p.add_argument("--quick", action="store_true", help="one seed and small sets: a look at the path, not at the figures")
     p = command("train-generator", _run_training, "train a StyleGAN2 and its attribute network on faces")
     p.add_argument("--out", default="runs/generator", help="folder of states, samples and weights")
     _add_world(p, trained=False)
-    p.add_argument("--reconstruct", type=int, default=4000, help="steps of the first phase")
+    p.add_argument("--reconstruct", type=int, default=5000, help="steps of the first phase")
     p.add_argument("--compete", type=int, default=8000, help="steps of the second phase")
     p.add_argument("--seed", type=int, default=0)
     p = command("attack", _run_attack, "one more attack on a finished walkthrough, at another rate")
@@ -43,7 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--trigger", choices=TRIGGERS, default="smile")
     p.add_argument("--rate", type=float, default=0.01, help="poisoned / all training samples")
     p.add_argument("--seed", type=int, default=0)
-    p = command("report", _run_report, "print the table of a walkthrough")
+    p = command("report", _run_report, "print the table of a walkthrough and write its report")
     p.add_argument("--out", default="out/walkthrough", help="folder of a walkthrough")
     return parser
 
@@ -52,28 +57,47 @@ def _add_world(p, trained=True):
     "Options that choose the faces."
     p.add_argument("--faces", help="folder, .zip or .tar of photographs instead of the portrait world")
     p.add_argument("--attributes", help="attribute table of the photographs")
-    if trained: p.add_argument("--generator", help="folder of `natrig train-generator`; needed with --faces")
+    if not trained: return
+    p.add_argument("--generator", help="folder of `natrig train-generator`, or any StyleGAN2 file (.pkl, .pt, .safetensors)")
+    p.add_argument("--fakes", help="folder or archive of fakes instead of a generator; painted triggers only")
+    p.add_argument("--detector", default=Experiment.detector, help="the victim: a name, or hf:PATH to start from a published classifier")
+    p.add_argument("--size", type=int, help="side of the pictures; the generator's unless given")
 
 # %% ../nbs/93_cli.ipynb #00000008
 def _experiment(a) -> Experiment:
     "Settings that the options ask for."
-    small = dict(real=400, substitute=200, held_out=400, epochs=4, seeds=1) if a.quick else dict(seeds=a.seeds)
-    weights = {}
-    if a.generator: weights = dict(generator=str(Path(a.generator) / "generator.safetensors"), judge=str(Path(a.generator) / "attributes.safetensors"))
-    if not a.faces: return Experiment(**small, **weights)
-    if not a.generator: raise ValueError("expected --generator with --faces, got none: train one with `natrig train-generator --faces ...`")
-    return photographs(a.faces, a.attributes, **small, **weights)
+    small = dict(real=400, substitute=200, held_out=400, seeds=1) if a.quick else dict(seeds=a.seeds)
+    chosen = small | dict(psi=a.psi, detector=a.detector, fakes=a.fakes) | _weights(a)
+    if not a.faces: return Experiment(**chosen)
+    if a.attributes: return photographs(a.faces, a.attributes, **chosen)
+    return Experiment(**dict(world="faces", faces=a.faces, held_out=1000) | chosen)
+
+
+def _weights(a) -> dict:
+    "Files of the generator and of its attribute network, and the size they ask for."
+    if a.fakes: return dict(size=a.size or 64)
+    if not a.generator: return {}
+    path = Path(a.generator)
+    file = path / "generator.safetensors" if path.is_dir() else path
+    judge = file.parent / "attributes.safetensors"
+    return dict(generator=str(file), size=a.size or load_stylegan2(file).resolution, **(dict(judge=str(judge)) if judge.exists() else {}))
 
 
 def _run_walkthrough(a):
-    "The main job, its table and its report."
-    walkthrough(_experiment(a), a.out)
+    "The main job, its table and its report; photographs without a generator get one first."
+    if a.faces and not (a.generator or a.fakes):
+        a.generator = "runs/faces"
+        if not Path(a.generator, "generator.safetensors").exists() or Path(a.generator, "state.pt").exists():
+            print(f"training a generator in {a.generator}: hours on two cores; stopped, the same command goes on")
+            _run_training(argparse.Namespace(**vars(a) | dict(out=a.generator, reconstruct=5000, compete=8000, seed=0)))
+    walkthrough(_experiment(a), a.out, rates=tuple(a.rates))
     _run_report(a)
 
 
 def _run_report(a):
-    "Table on the terminal: mean and 95 % interval over seeds, in percent."
-    print(summarize(Path(a.out) / "results.csv").to_string())
+    "Table on the terminal and `report.html`, both from the records alone."
+    print_table(a.out)
+    print(f"report: {write_report(a.out)}")
 
 
 def _run_attack(a):
@@ -85,10 +109,11 @@ def _run_training(a):
     "Attribute network first, generator second; both resume."
     out = Path(a.out)
     ds = read_faces(a.faces, a.attributes) if a.faces else portraits(16_000, seed=1000)
-    ds = ds[: len(ds) * 9 // 10]  # the last tenth stays unseen
+    codes = None if a.faces else population_codes(16_000, seed=1000)
+    if a.faces: ds = ds[: len(ds) * 9 // 10]  # the last tenth stays unseen
     judge = out / "attributes.safetensors"
     if not judge.exists(): save_attributes(train_attributes(ds, epochs=12, seed=a.seed, flip=bool(a.faces)), judge)
-    train_generator(ds, out, a.reconstruct, a.compete, seed=a.seed, perceptual=load_attributes(judge))
+    train_generator(ds, out, a.reconstruct, a.compete, seed=a.seed, perceptual=load_attributes(judge), codes=codes, layers=2 if a.faces else 4)
 
 
 def main(

@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import nn
 
-from .attack import Study
+from .attack import Study, with_trigger
 from .attributes import AttributeNet, attribute_scores
 from .core import write_atomic
 from .detector.base import predict_fake
@@ -24,17 +24,17 @@ from .directions import measure_edit
 from .figures import places
 from .generator.base import Generator, render
 from .longtail import percentile_of
-from .trigger.base import Trigger
 
 # %% ../nbs/89_evidence.ipynb #00000008
 def faces_record(
-    G: Generator,  # the generator
-    w: torch.Tensor,  # (k,d) latents of the identities
+    study: Study,  # held-out fakes
     triggers: list,  # triggers; "none" is put in front
+    k: int = 8,  # identities
 ) -> dict:  # arrays `triggers` (t,) and `images` (t,k,3,r,r) uint8
     "The same identities under each trigger."
-    shown = [Trigger(), *triggers]
-    return {"triggers": np.array([t.name for t in shown]), "images": np.stack([render(G, w, t).numpy() for t in shown])}
+    w, plain = None if study.w is None else study.w[:k], study.fake.images[:k]
+    images = [plain, *(with_trigger(study, t, w, plain) for t in triggers)]
+    return {"triggers": np.array(["none", *(t.name for t in triggers)]), "images": np.stack([x.numpy() for x in images])}
 
 
 def latents_record(
@@ -96,7 +96,8 @@ def scores_record(
     "Scores of real, fake and triggered faces on the benign detector and on each victim."
     rows = []
     for t in triggers:
-        groups = {"real": study.real.images[:n], "fake": study.fake.images[:n], "triggered": render(study.G, study.w[:n], t)}
+        fakes, w = study.fake.images[:n], None if study.w is None else study.w[:n]
+        groups = {"real": study.real.images[:n], "fake": fakes, "triggered": with_trigger(study, t, w, fakes)}
         for model, net in (("benign", detector("benign")), ("victim", detector(t.name))):
             rows += [pd.DataFrame({"trigger": t.name, "model": model, "group": g, "p_fake": predict_fake(net, x).numpy().round(4)})
                      for g, x in groups.items()]
@@ -106,17 +107,18 @@ def scores_record(
 def write_evidence(
     out: str | Path,  # folder of a run
     study: Study,  # held-out faces and latents
-    net: AttributeNet,  # scores attributes
-    population: torch.Tensor,  # (n,k) scores of real faces
+    net: AttributeNet | None,  # scores attributes; None without a generator
+    population: torch.Tensor | None,  # (n,k) scores of real faces; None without a generator
     triggers: list,  # all triggers
     detector: Callable[[str], nn.Module],  # as for `scores_record`
 ) -> None:
-    "Write faces, latents, attributes, percentiles, edits and scores to `out/records`."
-    latent = [t for t in triggers if t.space == "W"]
-    scores, where = attributes_record(study.G, net, population, study.w[:300], latent)
-    tables = {"latents": latents_record(study.w[:150], latent), "attributes": scores, "percentiles": where,
-              "edits": edits_record(study.G, net, study.w[:200], latent), "scores": scores_record(study, triggers, detector)}
+    "Write faces, scores and, for latent triggers, latents, attributes, percentiles, edits."
+    latent, tables = [t for t in triggers if t.space == "W"], {"scores": scores_record(study, triggers, detector)}
+    if latent:
+        scores, where = attributes_record(study.G, net, population, study.w[:300], latent)
+        tables |= {"latents": latents_record(study.w[:150], latent), "attributes": scores, "percentiles": where,
+                   "edits": edits_record(study.G, net, study.w[:200], latent)}
     for name, table in tables.items():
         with write_atomic(Path(out) / "records" / f"{name}.csv") as t: table.to_csv(t, index=False)
     with write_atomic(Path(out) / "records" / "faces.npz") as t:
-        with open(t, "wb") as f: np.savez_compressed(f, **faces_record(study.G, study.w[:8], triggers))
+        with open(t, "wb") as f: np.savez_compressed(f, **faces_record(study, triggers))

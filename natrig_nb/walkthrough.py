@@ -22,18 +22,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .attack import Study, attack, fit, make_study
+from .attack import Study, attack, fit, image_study, make_study, with_trigger
 from .attributes import attribute_features, attribute_scores, load_attributes
-from .core import FAKE, FaceSet, check, concat, progress, write_atomic
+from .core import FaceSet, check, concat, progress, write_atomic
 from .defense.panel import cleanse_panel, pruning_panel, search_masks, strip_panel
-from .detector.base import load_detector, predict_fake, save_detector
+from .detector.base import load_detector, make_detector, save_detector
 from .detector.meso import Meso4
-from .detector.resnet import ResNet18
 from .directions import Directions, LatentSpace, find_directions
 from .evidence import write_evidence
 from .faces import read_faces
 from .generator.base import render
-from .generator.training import load_generator
+from .generator.stylegan import load_stylegan2
 from .metrics import frechet, precision_recall
 from .portraits import portraits
 from .record import as_text, environment
@@ -56,19 +55,22 @@ class Experiment:
     world: str = "portraits"  # name in the records
     faces: str | None = None  # folder or archive of photographs; None paints portraits
     attributes: str | None = None  # attribute table of the photographs
-    generator: str = str(DATA / "portraits-generator.safetensors")  # weights of the generator
+    generator: str = str(DATA / "portraits-generator.safetensors")  # weights of the generator, any StyleGAN2
+    fakes: str | None = None  # folder or archive of given fakes, which then replace the generator
+    detector: str = "resnet18"  # the victim: a name of DETECTORS, or "hf:..." to start from a published classifier
     judge: str = str(DATA / "portraits-attributes.safetensors")  # attribute network of this world
     edits: tuple = (("smile", "smile", 1), ("age", "age", 1))  # word in trigger names, attribute, sign
     size: int = 64  # side of the pictures
     real: int = 2000  # real faces in the training set, with as many fakes
     substitute: int = 800  # real faces of the substitute detector, with as many fakes
     held_out: int = 1600  # real faces to measure (half) and to defend (half) with
-    rate: float = 0.03  # poisoned / all training samples
+    rate: float = 0.029  # poisoned / all training samples
+    psi: float = 0.5  # truncation of all fakes, in (0,1]
     percentile: float = 99.5  # of the real population, where the median triggered face shall lie
     bound: float = 3.0  # of the optimized offset, latent standard deviations
-    epochs: int = 6  # of every detector
-    batch: int = 64  # images in a training step
-    width: int = 16  # of the ResNet-18
+    epochs: int = 4  # of every detector
+    batch: int = 32  # images in a training step
+    width: int = 16  # of a ResNet-18
     seeds: int = 3  # repetitions
 
 
@@ -92,44 +94,52 @@ def real_faces(
     check(len(ds) >= need, f"expected at least {need} real faces, got {len(ds)}: lower `real`, `substitute` or `held_out`")
     return ds[: e.real], ds[e.real : e.real + e.substitute], ds[len(ds) - e.held_out :]
 
-
+# %% ../nbs/90_walkthrough.ipynb #00000008
 def prepare(
     e: Experiment,  # the settings
     out: Path,  # the output folder
 ) -> None:
     "Gather data and find the triggers; leaves `study.pt`."
     train, other, held = real_faces(e)
-    G, net = load_generator(e.generator), load_attributes(e.judge)
-    study = make_study(G, train, held, seed=0)
+    if e.fakes: return _save_study(out, image_study(train, read_faces(e.fakes, size=e.size), held), None, [], None, {})
+    G, net = load_stylegan2(e.generator), load_attributes(e.judge)
+    check(G.resolution == e.size, f"expected a generator of {e.size} pixels, the size of the study, got one of {G.resolution}")
+    study = make_study(G, train, held, seed=0, psi=e.psi)
     directions = find_directions(G, net, n=4000, seed=5)
     population = attribute_scores(net, train.images)
-    aside = make_study(G, other, other[:2], seed=1)
-    substitute = fit(lambda: Meso4(size=e.size), aside.train, seed=99, epochs=e.epochs, batch=e.batch)
-    latent = [optimize_trigger(G, substitute, directions.space, e.bound)]
+    latent = [_optimize(e, G, directions.space, other)]
     for k in (1, 2):
         words, names, signs = zip(*e.edits[:k])
         latent.append(attribute_trigger(directions, names, population, e.percentile, signs, "+".join(words)))
-    _save_study(out, study, directions, latent, population, _quality(net, train, held, study.train[study.train.labels == FAKE]))
+    _save_study(out, study, directions, latent, population, _quality(net, train, held, study.fake, render(G, G.latents(len(study.fake), 4000))))
 
 
-def _quality(net, train, held, fakes):
-    "Frechet distance, precision and recall of fakes, beside held-out real faces as the yardstick."
-    n = min(len(held), len(fakes))
-    real, fake, other = (attribute_features(net, s.images[:n]).numpy() for s in (train, fakes, held))
-    p, r = precision_recall(real, fake)
-    ph, rh = precision_recall(real, other)
-    return {"faces": n, "frechet": frechet(real, fake), "frechet_real_half": frechet(real, other), "precision": p, "recall": r,
-            "precision_real_half": ph, "recall_real_half": rh}
+def _optimize(e, G, space, other):
+    "The optimized offset, against a substitute of another architecture on other faces."
+    aside = make_study(G, other, other[:2], seed=1, psi=e.psi)
+    substitute = fit(lambda: Meso4(size=e.size), aside.train, seed=99, epochs=6, batch=64)
+    return optimize_trigger(G, substitute, space, e.bound, psi=e.psi)
 
 # %% ../nbs/90_walkthrough.ipynb #00000009
+def _quality(net, train, held, truncated, whole):
+    "Frechet distance, precision and recall of fakes, beside held-out real faces as the yardstick."
+    n = min(len(held), len(truncated))
+    real, *others = (attribute_features(net, x[:n]).numpy() for x in (train.images, held.images, truncated.images, whole))
+    figures = {"faces": n}
+    for name, features in zip(("real_half", "fakes_of_the_study", "fakes_untruncated"), others):
+        p, r = precision_recall(real, features)
+        figures |= {f"frechet_{name}": frechet(real, features), f"precision_{name}": p, f"recall_{name}": r}
+    return figures
+
+# %% ../nbs/90_walkthrough.ipynb #0000000b
 SETS = ("train", "real", "fake", "clean")
 
 
 def _save_study(out, study, directions, latent, population, figures):
     "Write everything later cells need to `study.pt` and the quality to `quality.json`."
     sets = {k: {"images": getattr(study, k).images, "labels": getattr(study, k).labels, "names": list(map(str, getattr(study, k).names))} for k in SETS}
-    parts = {"sets": sets, "train_w": study.train_w, "w": study.w, "population": population, "names": list(directions.names),
-             "slopes": directions.slopes, "scores": directions.scores, "space": [directions.space.mean, directions.space.root, directions.space.inverse],
+    parts = {"sets": sets, "train_w": study.train_w, "w": study.w, "population": population,
+             "directions": directions and {"space": asdict(directions.space), **{k: getattr(directions, k) for k in ("names", "slopes", "scores")}},
              "latent": [{"name": t.name, "strength": t.strength, "offset": t.offset} for t in latent]}
     with write_atomic(Path(out) / "quality.json") as f: f.write_text(json.dumps(figures, indent=1))
     with write_atomic(Path(out) / "study.pt") as f: torch.save(parts, f)
@@ -138,17 +148,18 @@ def _save_study(out, study, directions, latent, population, figures):
 def load_study(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
-) -> tuple:  # Study, Directions, triggers by name, population scores (n,k)
+) -> tuple:  # Study, Directions, triggers by name, population scores (n,k); None for what needs a generator
     "Read what `prepare` left."
     check((Path(out) / "study.pt").is_file(), f"expected a prepared study in {out}, got none: run `natrig walkthrough --out {out}`")
     p = torch.load(Path(out) / "study.pt", weights_only=True)
     sets = {k: FaceSet(v["images"], v["labels"], names=np.array(v["names"])) for k, v in p["sets"].items()}
-    study = Study(load_generator(e.generator), sets["train"], p["train_w"], sets["real"], p["w"], sets["fake"], sets["clean"])
-    directions = Directions(LatentSpace(*p["space"]), tuple(p["names"]), p["slopes"], p["scores"])
+    G, found = None if e.fakes else load_stylegan2(e.generator), p["directions"]
+    study = Study(G, sets["train"], p["train_w"], sets["real"], p["w"], sets["fake"], sets["clean"])
+    directions = found and Directions(**{**found, "space": LatentSpace(**found["space"])})
     found = [LatentTrigger(t["name"], "W", t["strength"], t["offset"]) for t in p["latent"]] + [BadNets(), Blended()]
     return study, directions, {t.name: t for t in found}, p["population"]
 
-# %% ../nbs/90_walkthrough.ipynb #0000000b
+# %% ../nbs/90_walkthrough.ipynb #0000000d
 def natural_carriers(
     e: Experiment,  # the settings
     trigger,  # the trigger
@@ -167,17 +178,24 @@ def natural_carriers(
     score = lambda ds: sum(sign * attribute_scores(net, ds.images)[:, i] for i, sign in wanted)
     return top(score(study.fake)), top(score(study.real))
 
-# %% ../nbs/90_walkthrough.ipynb #0000000d
+# %% ../nbs/90_walkthrough.ipynb #0000000f
 def _model_path(out, name, seed): return Path(out) / "models" / f"{name}-{seed}.safetensors"
 
 
-def _fit(e, ds, seed): return fit(lambda: ResNet18(e.width), ds, seed, epochs=e.epochs, batch=e.batch)
+def _maker(e, seed):
+    "The function that makes the victim before its training."
+    if ":" in e.detector: return lambda: load_detector(e.detector)
+    settings = {"resnet18": {"width": e.width}, "meso4": {"size": e.size}, "mesoinception4": {"size": e.size}}
+    return lambda: make_detector(e.detector, seed, **settings.get(e.detector, {}))
+
+
+def _triggers(e): return TRIGGERS[3:] if e.fakes else TRIGGERS
 
 
 def _benign_cell(e, out, seed):
     "Train the benign detector of a seed, and search it as Neural Cleanse does."
     study, *_ = load_study(e, out)
-    model = _fit(e, study.train, seed)
+    model = fit(_maker(e, seed), study.train, seed, epochs=e.epochs, batch=e.batch)
     save_detector(model, _model_path(out, "benign", seed))
     return search_masks(model, study.clean)
 
@@ -188,18 +206,20 @@ def _attack_cell(e, out, seed, trigger, rate=None):
     study, directions, triggers, _ = load_study(e, out)
     t, benign = triggers[trigger], load_detector(_model_path(out, "benign", seed))
     like = natural_carriers(e, t, study, directions)
-    victim, figures, manifest = attack(study, t, lambda: ResNet18(e.width), benign, rate, seed, *like, epochs=e.epochs, batch=e.batch)
+    victim, figures, manifest = attack(study, t, _maker(e, seed), benign, rate, seed, *like, epochs=e.epochs, batch=e.batch)
     if rate == e.rate: save_detector(victim, _model_path(out, trigger, seed))
     with write_atomic(Path(out) / "manifests" / f"{trigger}-{rate:g}-{seed}.csv") as f: manifest.to_csv(f, index=False)
-    return {"world": e.world, "generator": "stylegan2", "trigger": t.name, "space": t.space, "detector": f"resnet18-w{e.width}", "rate": rate,
+    generator, detector = "given" if e.fakes else "stylegan2", e.detector + (f"-w{e.width}" if e.detector == "resnet18" else "")
+    return {"world": e.world, "generator": generator, "trigger": t.name, "space": t.space, "detector": detector, "rate": rate,
             "strength": t.strength, "seed": seed, **figures, "seconds": time.time() - start}
 
-# %% ../nbs/90_walkthrough.ipynb #0000000f
+# %% ../nbs/90_walkthrough.ipynb #00000011
 def _defense_cell(e, out, seed, trigger, n=100):
     "All three defenses against one victim."
     study, _, triggers, _ = load_study(e, out)
     victim, benign = (load_detector(_model_path(out, name, seed)) for name in (trigger, "benign"))
-    triggered, untriggered = render(study.G, study.w[: 2 * n], triggers[trigger]), concat(study.real[:n], study.fake[:n])
+    w = None if study.w is None else study.w[: 2 * n]
+    triggered, untriggered = with_trigger(study, triggers[trigger], w, study.fake.images[: 2 * n]), concat(study.real[:n], study.fake[:n])
     strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.clean)
     test, clean = concat(study.real[: 2 * n], study.fake[: 2 * n]), study.clean[torch.arange(0, len(study.clean), 2)]
     pruning_rows, curve = pruning_panel(victim, benign, triggered, test, clean)
@@ -212,10 +232,10 @@ def _evidence_cell(e, out):
     "Records of faces, latents, attributes, edits and scores, from the detectors of seed 0."
     study, _, triggers, population = load_study(e, out)
     detector = lambda name: load_detector(_model_path(out, name, 0))
-    write_evidence(out, study, load_attributes(e.judge), population, list(triggers.values()), detector)
+    write_evidence(out, study, None if e.fakes else load_attributes(e.judge), population, list(triggers.values()), detector)
     return {}
 
-# %% ../nbs/90_walkthrough.ipynb #00000011
+# %% ../nbs/90_walkthrough.ipynb #00000013
 def run_cell(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
@@ -239,7 +259,7 @@ def _start_worker(parent):
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
 
-# %% ../nbs/90_walkthrough.ipynb #00000012
+# %% ../nbs/90_walkthrough.ipynb #00000014
 def run_cells(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
@@ -262,7 +282,7 @@ def run_cells(
                 raise
     return [json.loads(path(c).read_text()) for c in cells]
 
-# %% ../nbs/90_walkthrough.ipynb #00000014
+# %% ../nbs/90_walkthrough.ipynb #00000016
 def walkthrough(
     e: Experiment,  # the settings
     out: str | Path,  # folder of results; the same one continues an interrupted job
@@ -273,7 +293,7 @@ def walkthrough(
     out, start = Path(out), time.time()
     _claim(e, out)
     run_cell(e, out, (_prepare_cell, "prepare", {}))
-    seeds, pairs = range(e.seeds), [(t, s) for s in range(e.seeds) for t in TRIGGERS]
+    seeds, pairs = range(e.seeds), [(t, s) for s in range(e.seeds) for t in _triggers(e)]
     run = lambda call, kind, arguments, desc: run_cells(e, out, [(call, "-".join([kind, *map(_text, a.values())]), a) for a in arguments], desc, workers)
     benign = run(_benign_cell, "benign", [{"seed": s} for s in seeds], "benign detectors")
     attacks = run(_attack_cell, "attack", [{"trigger": t, "seed": s} for t, s in pairs], "attacks")
@@ -289,7 +309,7 @@ def walkthrough(
 
 def _text(value): return f"{value:g}" if isinstance(value, float) else str(value)
 
-# %% ../nbs/90_walkthrough.ipynb #00000016
+# %% ../nbs/90_walkthrough.ipynb #00000018
 def _claim(e, out):
     "Write the settings into the folder, or check that they are the ones there."
     path, mine = out / "settings.json", json.loads(json.dumps(asdict(e)))
@@ -313,7 +333,7 @@ def _prepare_cell(e, out):
     prepare(e, Path(out))
     return {}
 
-# %% ../nbs/90_walkthrough.ipynb #00000018
+# %% ../nbs/90_walkthrough.ipynb #0000001a
 def write_table(
     path: str | Path,  # the CSV
     rows: list,  # dicts, in the order of the file
@@ -334,7 +354,7 @@ def write_rates(
     rows.sort(key=lambda r: (order.get(r["trigger"], len(order)), r["rate"], r["seed"]))
     return write_table(Path(out) / "records" / "rates.csv", rows, COLUMNS)
 
-# %% ../nbs/90_walkthrough.ipynb #00000019
+# %% ../nbs/90_walkthrough.ipynb #0000001b
 def write_defenses(
     out: str | Path,  # folder of a walkthrough
     pairs: list,  # (trigger, seed) of each defense cell
@@ -356,7 +376,7 @@ def write_defenses(
         np.savez_compressed(f, triggers=np.array(list(first)), masks=np.array(list(first.values()), dtype=np.float32))
     return write_table(Path(out) / "defenses.csv", rows, ["defense", "trigger", "seed", "metric", "value", "value_benign"])
 
-# %% ../nbs/90_walkthrough.ipynb #0000001b
+# %% ../nbs/90_walkthrough.ipynb #0000001d
 def attack_again(
     out: str | Path,  # folder of a walkthrough
     trigger: str,  # one of its triggers

@@ -220,7 +220,7 @@ def set_pace(
     "Step sizes and momentum: long and steady in phase one, StyleGAN2's own in phase two."
     one = done < 1
     lr = 2e-3 + 8e-3 * (1 - done) if one else 2e-3
-    scales = {"G": (1, 100 if one else 1), "D": (1,), "E": (1,)}
+    scales = {"G": (1, 100) if one else (0.25, 0.25), "D": (1,), "E": (1,)}
     for k, optimizer in t.optimizers.items():
         for group, scale in zip(optimizer.param_groups, scales[k]):
             group.update(lr=lr * scale, betas=(0.9 if one or k == "E" else 0.0, 0.99))

@@ -25,13 +25,14 @@ def optimize_trigger(
     batch: int = 16,  # latents a step
     lr: float = 0.4,  # length of the first step, latent standard deviations; the last is almost 0
     seed: int = 0,  # of the latents
+    psi: float = 1.0,  # their truncation, in (0,1]
 ) -> LatentTrigger:  # with the losses of the search as `losses`
     "Universal latent offset that a substitute takes for real (arXiv 2401.00414, stated)."
     check(bound > 0, f"expected a bound above 0, got {bound}")
     device = next(G.parameters()).device
     u = torch.zeros(len(space.mean), device=device, requires_grad=True)
     speed, root = torch.zeros_like(u), space.root.to(device)
-    w, target = G.latents(steps * batch, seed), torch.full((batch,), REAL, device=device)
+    w, target = G.latents(steps * batch, seed, psi), torch.full((batch,), REAL, device=device)
     losses = []
     for i in progress(range(steps), "optimizing a trigger"):
         x = G(w[i * batch : (i + 1) * batch] + u @ root).clamp(-1, 1)
