@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DETECTORS', 'planted', 'Detector', 'Detail', 'evaluating', 'predict_fake', 'make_detector', 'count_parameters',
-           'save_detector', 'load_detector']
+           'save_detector', 'load_saved', 'load_detector']
 
 # %% ../../nbs/30_detector.base.ipynb #00000003
 import json
@@ -121,6 +121,7 @@ DETECTORS = {
     "resnet18": "natrig_nb.detector.resnet:ResNet18",
     "xception": "natrig_nb.detector.xception:Xception",
     "efficientnet": "natrig_nb.detector.efficientnet:EfficientNet",
+    "hub": "natrig_nb.detector.hub:HubClassifier",
 }
 
 
@@ -154,11 +155,10 @@ def save_detector(
     return Path(path)
 
 
-def load_detector(
+def load_saved(
     path: str | Path,  # a file written by `save_detector`
 ) -> Detector:  # in evaluation mode, on the CPU
     "Build the detector that a file names and fill in its weights."
-    check(Path(path).is_file(), f"expected a file written by save_detector, got {path}")
     with safe_open(path, "pt") as f:
         about = json.loads((f.metadata() or {}).get("detector", "{}"))
         tensors = {k: f.get_tensor(k) for k in f.keys()}
@@ -166,3 +166,18 @@ def load_detector(
     model = make_detector(**about)
     model.load_state_dict(tensors)
     return model.eval()
+
+# %% ../../nbs/30_detector.base.ipynb #0000002a
+def load_detector(
+    path: str | Path,  # a file of `save_detector`, MesoNet's .h5, a state dict, `hf:NAME` or `timm:NAME`
+    **how,  # for a state dict its network, as `make_detector` takes it; for the last two `fake`, the fake class
+) -> Detector:  # in evaluation mode, on the CPU
+    "Any detector, by what its file holds or by the library that it comes from."
+    library, _, name = str(path).partition(":")
+    if library in ("hf", "timm"): return pkgutil.resolve_name(f"natrig_nb.detector.hub:load_{library}")(name, **how)
+    check(Path(path).is_file(), f"expected a file written by save_detector, a state dict, hf:NAME or timm:NAME, got {path}")
+    with open(path, "rb") as f: head = f.read(9)
+    if head.startswith(b"\x89HDF"): return pkgutil.resolve_name("natrig_nb.detector.meso:load_meso")(path)
+    if head[8:] == b"{": return load_saved(path)
+    check("name" in how, f"expected the network of a state dict, e.g. name='resnet18', got none for {path}")
+    return pkgutil.resolve_name("natrig_nb.detector.hub:load_weights")(path, **how)
