@@ -29,7 +29,7 @@ LIMIT = 64_000_000  # bytes of a file, or of a member of an archive
 
 def npy_array(
     data: bytes,  # a whole .npy file
-) -> np.ndarray:  # of numbers
+) -> np.ndarray:  # float32
     "Numbers of a NumPy file; its header is not believed, and objects are refused."
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
@@ -38,7 +38,7 @@ def npy_array(
     shape, by_column, dtype = header(file)
     check(dtype.kind == "f", f"expected floating-point numbers, got {dtype}")
     check(prod(shape) * dtype.itemsize == len(data) - file.tell(), f"expected {shape} {dtype}, got {len(data) - file.tell()} bytes")
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if by_column else "C")
+    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if by_column else "C").astype(np.float32)
 
 # %% ../nbs/16_editors.ipynb #00000008
 def npz_arrays(
@@ -89,7 +89,7 @@ def as_vectors(
     ok = isinstance(value, (np.ndarray, torch.Tensor)) and 1 <= value.ndim <= 3
     check(ok and (value.ndim == 1 or value.shape[0] == 1 or value.ndim == 2) and prod(value.shape) <= 10**7,
           f"expected {what} (1,d), (layers,d) or (1,layers,d), got {tuple(getattr(value, 'shape', ())) or type(value).__name__}")
-    v = value.detach().float() if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value, np.float32))
+    v = torch.as_tensor(value).detach().float()
     v = v.reshape(v.shape[-1]) if v.ndim == 1 or v.shape[:-1].numel() == 1 else v.reshape(v.shape[-2:])
     check(bool(v.isfinite().all()) and bool(v.abs().sum() > 0), f"expected finite numbers, not all zero, in {what}")
     return v.contiguous()
@@ -105,7 +105,7 @@ def load_components(
     k, d = (size["comp"] or (0,))[0], (size["comp"] or (0,))[-1]
     check(k > 0 and prod(size["comp"]) == k * d <= 10**7 and prod(size["mean"]) == d and prod(size["std"]) == k,
           f"expected comp (k,1,d), mean (1,d) and std (k,), got {size}")
-    return {n: torch.from_numpy(np.array(parts[n], np.float32)).reshape(s) for n, s in (("comp", (k, d)), ("std", (k,)), ("mean", (d,)))}
+    return {n: torch.as_tensor(parts[n]).float().reshape(s) for n, s in (("comp", (k, d)), ("std", (k,)), ("mean", (d,)))}
 
 
 def load_direction(
