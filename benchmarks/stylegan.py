@@ -92,7 +92,7 @@ def main(note):
         write_snapshot(path)
         done = subprocess.run([sys.executable, __file__, "load", str(path)], capture_output=True, text=True, check=True)
         record["load"] = json.loads(done.stdout)
-    record["synthesis"] = [measure_synthesis(256, 8, 4), measure_synthesis(1024, 2, 1)]
+    record["synthesis"] = [measure_synthesis(256, 4, 2), measure_synthesis(1024, 2, 1)]
     (ROOT / "data/results/benchmark-stylegan.json").write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps(record))
 

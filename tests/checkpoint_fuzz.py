@@ -1,7 +1,6 @@
 "Random damage to checkpoints; writes data/results/fuzz.json.  python tests/checkpoint_fuzz.py [cases]"
 import json
 import os
-import pickle
 import platform
 import signal
 import sys

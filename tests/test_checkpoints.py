@@ -50,7 +50,7 @@ def test_w_as_official(reference):
 def test_images_as_official(reference):
     G, expected = reference
     z = torch.from_numpy(expected["z"])
-    ws, mixed, edited = G.mapping(z, psi=0.7), G.mapping(z, psi=0.7), G.mapping(z, psi=0.7)
+    ws, edited = G.mapping(z, psi=0.7), G.mapping(z, psi=0.7)
     edited[:, :4] += 0.5 * torch.from_numpy(expected["direction"])
     images = dict(img_psi1=G.synthesis(G.mapping(z)), img_psi07=G.synthesis(ws), img_psi07_nonoise=G.synthesis(ws, noise="none"), img_edit_psi07=G.synthesis(edited),
                   img_psi07_cutoff4=G.synthesis(G.mapping(z, psi=0.7, cutoff=4)))

@@ -73,7 +73,7 @@ class Stored:
         numbers = torch.frombuffer(self.storage.data, dtype=self.storage.dtype)
         return numbers.as_strided(self.shape, self.stride, self.offset).clone(memory_format=torch.contiguous_format)
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #0000000d
 def whole_number(
     n,  # anything
 ) -> bool:
@@ -95,7 +95,7 @@ def window(
          f"expected a tensor inside its {storage.count} numbers, got one of {prod(shape)} that ends at {last}: do not use this file")
     return Stored(storage, offset, tuple(shape), tuple(stride))
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000010
+# %% ../../nbs/17_generator.pickles.ipynb #00000011
 ALLOWANCE = dict(steps=300_000, text=2**23)  # several times what the official networks of 1024 pixels take
 
 
@@ -125,7 +125,7 @@ class Machine:
         self.left[what] -= n
         if self.left[what] < 0: raise CheckpointError(f"expected at most {ALLOWANCE[what]:,} {what} in a pickle, got more: do not use this file")
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000012
+# %% ../../nbs/17_generator.pickles.ipynb #00000013
 def raw(
     m: Machine,  # the machine
     n: int,  # how many
@@ -152,7 +152,7 @@ def text(
     m.spend("text", n)
     return str(raw(m, n), "utf-8", "surrogatepass")
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #00000014
 def line(
     m: Machine,  # the machine
 ) -> str:
@@ -181,7 +181,7 @@ def gathered(
     items, m.stack = m.stack, m.marks.pop()
     return items
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000014
+# %% ../../nbs/17_generator.pickles.ipynb #00000016
 TENSORFLOW = ("expected a PyTorch network, got a TensorFlow one (StyleGAN1, or the first release of StyleGAN2): convert StyleGAN2 with"
               " legacy.py of NVlabs/stylegan2-ada-pytorch; StyleGAN1 has another architecture and cannot be used")
 
@@ -209,7 +209,7 @@ def call(
     m.spend("steps", len(args))
     return named.function(m, *args)
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #00000017
 def reference(
     m: Machine,  # the machine
     key: tuple,  # whatever the pickle gives
@@ -218,7 +218,7 @@ def reference(
     need(m.refer is not None, "expected a pickle that is complete in itself, got one with references: fetch it again")
     return m.refer(key)
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000016
+# %% ../../nbs/17_generator.pickles.ipynb #00000019
 def keys(
     items: list,  # anything
 ) -> list:  # the same
@@ -249,7 +249,7 @@ def build(
     if m.stack and type(m.stack[-1]) is str:  # a kind of number
         need(type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "="), "expected numbers in little-endian order, got others: convert the file on the machine it comes from")
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000018
+# %% ../../nbs/17_generator.pickles.ipynb #0000001b
 VALUES = {
     b"N": lambda m: None, b"\x88": lambda m: True, b"\x89": lambda m: False,
     b"K": lambda m: take(m, "<B"), b"M": lambda m: take(m, "<H"), b"J": lambda m: take(m, "<i"), b"G": lambda m: take(m, ">d"),
@@ -273,7 +273,7 @@ EFFECTS = {
     b"b": build,
 }
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #0000001c
 def run(
     m: Machine,  # the machine, which goes on where it stopped
 ) -> object:  # plain values
@@ -288,7 +288,7 @@ def run(
         elif code in EFFECTS: EFFECTS[code](m)
         else: raise CheckpointError(f"expected a pickle of a network, got the opcode {code}: fetch the file again")
 
-# %% ../../nbs/17_generator.pickles.ipynb #0000001e
+# %% ../../nbs/17_generator.pickles.ipynb #00000022
 def empty(
     m: Machine,  # the machine
     *args,  # nothing
@@ -319,7 +319,7 @@ def size(
     m.spend("steps", len(sides))
     return tuple(sides)
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #00000023
 def collect(
     m: Machine,  # the machine
     items: list = (),  # plain values
@@ -340,7 +340,7 @@ TORCH = KINDS | {
     ("collections", "OrderedDict"): Named(empty), ("argparse", "Namespace"): Named(empty),
 }
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000020
+# %% ../../nbs/17_generator.pickles.ipynb #00000025
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -355,7 +355,7 @@ def storages(
 
     return refer
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #00000026
 def read_old(
     data: memoryview,  # the file
     names: dict = TORCH,  # table of names
@@ -373,7 +373,7 @@ def read_old(
         s.data = raw(m, count * s.dtype.itemsize)
     return result
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000023
+# %% ../../nbs/17_generator.pickles.ipynb #00000029
 ARCHIVE = "expected a .pt archive, got a zip with %s: save it with torch.save"
 
 
@@ -391,7 +391,7 @@ def zip_directory(
     need(count <= 20_000, ARCHIVE % f"{count} entries")
     return start, count
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #0000002a
 def zip_entries(
     data: memoryview,  # the file
 ) -> dict:  # {name: its bytes}
@@ -408,7 +408,7 @@ def zip_entries(
         at += 46 + sum(lengths)
     return entries
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #0000002b
 def read_zip(
     data: memoryview,  # the file
 ) -> object:
@@ -424,7 +424,7 @@ def read_zip(
         need(len(s.data) == s.count * s.dtype.itemsize, f"expected {s.count} numbers in a storage, got {len(s.data)} bytes: fetch the file again")
     return result
 
-# %% ../../nbs/17_generator.pickles.ipynb #00000026
+# %% ../../nbs/17_generator.pickles.ipynb #0000002e
 @dataclass(eq=False)
 class Module:
     "A module of an official network: its class's name and its state, without its program."
@@ -450,7 +450,7 @@ def encoded(
     m.spend("text", len(word))
     return memoryview(bytearray(word, "latin1"))
 
-
+# %% ../../nbs/17_generator.pickles.ipynb #0000002f
 def number(
     m: Machine,  # the machine
     kind: str,  # NumPy's code, e.g. "f8"
@@ -470,7 +470,7 @@ NVLABS = TORCH | {
     ("numpy.core.multiarray", "scalar"): Named(number), ("numpy._core.multiarray", "scalar"): Named(number),
 }
 
-# %% ../../nbs/17_generator.pickles.ipynb #0000002a
+# %% ../../nbs/17_generator.pickles.ipynb #00000033
 def entries(
     left: Counter,  # allowance for looking around
     table: dict,  # of a module
@@ -500,7 +500,7 @@ def flatten(
         waiting += [(f"{at}{k}.", child) for k, child in entries(left, m.state.get("_modules", {})) if child is not None]
     return tensors, says
 
-# %% ../../nbs/17_generator.pickles.ipynb #0000002e
+# %% ../../nbs/17_generator.pickles.ipynb #00000037
 def mapped(
     path: str | Path,  # any file
 ) -> memoryview:  # private to this process

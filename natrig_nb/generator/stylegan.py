@@ -127,7 +127,7 @@ class SynthesisLayer(nn.Module):
         y = leaky(y + self.bias.to(y.dtype)[:, None, None])
         return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
-
+# %% ../../nbs/12_generator.stylegan.ipynb #00000012
 class ToRGB(nn.Module):
     "Modulated 1x1 convolution to three color channels, without demodulation."
 
@@ -148,7 +148,7 @@ class ToRGB(nn.Module):
         y = y + self.bias.to(y.dtype)[:, None, None]
         return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000014
+# %% ../../nbs/12_generator.stylegan.ipynb #00000015
 class Mapping(nn.Module):
     "z (n,z_dim) to ws (n,layers,w_dim)."
 
@@ -172,7 +172,7 @@ class Mapping(nn.Module):
         if psi != 1: ws[:, :cutoff] = self.w_avg.lerp(ws[:, :cutoff], psi)
         return ws
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000015
+# %% ../../nbs/12_generator.stylegan.ipynb #00000016
 class Block(nn.Module):
     "One resolution of the synthesis network: one or two layers and a to-RGB."
 
@@ -200,7 +200,7 @@ class Block(nn.Module):
         y = self.torgb(x, ws.pop(0))
         return x, y if picture is None else y + upsample(picture, self.resample_filter)
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000016
+# %% ../../nbs/12_generator.stylegan.ipynb #00000017
 class Synthesis(nn.Module):
     "ws (n,layers,w_dim) to pictures (n,3,r,r), not clamped."
 
@@ -228,7 +228,7 @@ class Synthesis(nn.Module):
             x, picture = block(x, picture, ws[:, first : first + (3 if i else 2)].expand(-1, -1, -1), noise)
         return picture
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000018
+# %% ../../nbs/12_generator.stylegan.ipynb #00000019
 class StyleGAN2(Generator):
     "StyleGAN2 generator; defaults give the official widths, `base` and `most` narrow it."
 
@@ -265,7 +265,7 @@ class StyleGAN2(Generator):
               f"expected w (n,{self.w_avg.numel()}) or (n,{self.mapping.num_ws},{self.w_avg.numel()}), got {tuple(w.shape)}")
         return self.synthesis(w if w.ndim == 3 else w[:, None].expand(-1, self.mapping.num_ws, -1), noise)
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000020
+# %% ../../nbs/12_generator.stylegan.ipynb #00000021
 def shape_settings(
     shapes: dict,  # {official name: shape}
 ) -> dict:  # for `StyleGAN2`
@@ -280,7 +280,7 @@ def shape_settings(
     (w_dim, z_dim), layers = (shapes[k][-1] for k in ("synthesis.b4.conv1.affine.weight", "mapping.fc0.weight")), sum(k.startswith("mapping.fc") for k in shapes) // 2
     return dict(resolution=sizes[-1], z_dim=z_dim, w_dim=w_dim, layers=layers) | (dict(base=base, most=most) if by_rule else dict(widths=widths))
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000023
+# %% ../../nbs/12_generator.stylegan.ipynb #00000024
 def state_shapes(
     G: dict,  # settings of `StyleGAN2`
 ) -> dict:  # {official name: shape}
@@ -298,7 +298,7 @@ def state_shapes(
             shapes |= {f"{at}.{layer}.{name}": shape for name, shape in own.items()} | linear(f"{at}.{layer}.affine", G["w_dim"], k)
     return shapes
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000026
+# %% ../../nbs/12_generator.stylegan.ipynb #00000027
 def fitting(
     name: str,  # official name
     shape: tuple,  # that it must have
@@ -326,7 +326,7 @@ def pour(
             need(torch.allclose(t.float(), binomial_filter(), atol=1e-6), f"expected the filter [1,3,3,1] in {name}, got another: this network cannot be used")
         target.copy_(t)
 
-
+# %% ../../nbs/12_generator.stylegan.ipynb #00000028
 def assemble(
     tensors: dict,  # {official name: tensor or `Stored`}
     size: int,  # bytes that they may take
@@ -348,7 +348,7 @@ def assemble(
     if "mapping.w_avg" not in tensors: G.mapping.w_avg.copy_(G.latents(4096, seed=0).mean(0))
     return G
 
-# %% ../../nbs/12_generator.stylegan.ipynb #00000029
+# %% ../../nbs/12_generator.stylegan.ipynb #0000002b
 def from_nvlabs(
     G: Module,  # `G_ema` of an official pickle
 ) -> tuple[dict, dict]:  # tensors by official name, settings for `assemble`
@@ -366,7 +366,7 @@ def from_nvlabs(
          "expected one bound on activations, got several: fetch the file again")
     return tensors, dict(clamp=clamps.pop(), lr=lr)
 
-# %% ../../nbs/12_generator.stylegan.ipynb #0000002b
+# %% ../../nbs/12_generator.stylegan.ipynb #0000002d
 ROSINALITY = {"conv.weight": "weight", "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias",
               "noise.weight": "noise_strength", "activate.bias": "bias", "conv.blur.kernel": "resample_filter", "input": "const"}
 
@@ -398,7 +398,7 @@ def from_rosinality(
     if isinstance(average, Stored): tensors["mapping.w_avg"] = replace(average, shape=average.shape[-1:], stride=average.stride[-1:])
     return tensors, {}
 
-# %% ../../nbs/12_generator.stylegan.ipynb #0000002e
+# %% ../../nbs/12_generator.stylegan.ipynb #00000030
 def from_project(
     path: str | Path,  # written by `generator.training.save_generator`
 ) -> tuple[dict, dict]:  # tensors by official name, settings for `assemble`
