@@ -64,7 +64,7 @@ def look_around(
     depth: int = 3,  # levels of folders
     most: int = 20_000,  # names to look at
 ) -> list:  # paths
-    "Files and folders below a folder, outermost first; hidden ones and whole collections are not entered."
+    "Files and folders below a folder, outermost first; hidden or huge ones are not entered."
     found, level = [], [folder]
     for _ in range(depth):
         following = []

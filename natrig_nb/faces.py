@@ -148,7 +148,7 @@ def parse_table(
     name: str,  # of the file
     data: bytes,  # what it holds
 ) -> pd.DataFrame:  # one row a file, indexed by its name
-    "A CSV, a JSON-lines file, CelebA's attributes or a list of two columns, told apart by content."
+    "A CSV, JSON lines, CelebA's attributes or a list of two columns, told apart by content."
     text = data.decode("utf-8-sig")
     head = text.lstrip().split("\n")[0].strip()
     if name.endswith(".jsonl"): table = pd.read_json(io.StringIO(text), lines=True, dtype={k: str for k in KEYS})
@@ -259,7 +259,7 @@ SPLITS = {"train": "train", "training": "train", "val": "valid", "valid": "valid
 def attributes_from_names(
     names: list,  # of image files
 ) -> pd.DataFrame:  # one row a name; age, gender, race (UTKFace), identity (LFW), what FaceForensics++ says, part
-    "Read what UTKFace, LFW, FaceForensics++ and folders named train or test put into their names."
+    "Read what UTKFace, LFW, FaceForensics++ and folders like train put into names."
     facts = [UTKFACE.match(PurePosixPath(n).name) for n in names]
     if names and np.mean([f is not None for f in facts]) >= 0.9:
         return pd.DataFrame([f.groups() if f else (np.nan,) * 3 for f in facts], columns=["age", "gender", "race"]).astype(float)
@@ -521,7 +521,7 @@ def read_dataset(
     fake: str | None = None,  # name of the label that means fake, where it is not evident
     limit: int | None = None,  # read at most this many rows
 ) -> FaceSet:  # in the order of the rows
-    "Read an image set of the `datasets` library; its other columns of numbers and texts become attributes."
+    "Read an image set of the `datasets` library; other columns become attributes."
     if isinstance(rows, (str, Path)): rows = open_dataset(rows, part)
     names = getattr(getattr(rows, "features", {}).get(label), "names", None)
     kept, pictures = [], []
