@@ -3,7 +3,6 @@ import copy
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from official import save_nvlabs  # noqa: E402
+from official import peak_memory, save_nvlabs  # noqa: E402
 
 from natrig_nb.core import pick_device  # noqa: E402
 from natrig_nb.generator.stylegan import StyleGAN2, load_stylegan2  # noqa: E402
@@ -42,10 +41,9 @@ def write_snapshot(path):
 
 def measure_load(path):
     "Run in a fresh process: seconds, and memory above what the imports take."
-    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    before, size = peak(), os.path.getsize(path)
+    before, size = peak_memory(), os.path.getsize(path)
     wall, cpu = timed(lambda: load_stylegan2(path))
-    return dict(megabytes=round(size / 1e6), seconds=round(wall, 2), cpu_seconds=round(cpu, 2), peak_to_size=round((peak() - before) / size, 2))
+    return dict(megabytes=round(size / 1e6), seconds=round(wall, 2), cpu_seconds=round(cpu, 2), peak_to_size=round((peak_memory() - before) / size, 2))
 
 
 def operations(G):

@@ -2,14 +2,24 @@
 import argparse
 import collections
 import pickle
+import re
+import resource
 import sys
 import types
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from natrig_nb.generator.stylegan import StyleGAN2, official_name
+from natrig_nb.generator.stylegan import StyleGAN2, load_stylegan2, official_name  # noqa: F401
+
+
+def peak_memory():
+    "Most bytes this process has held; `ru_maxrss` would count those of the process that started it."
+    status = Path("/proc/self/status")
+    if status.exists(): return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _reconstruct_persistent_obj(meta): raise RuntimeError("not called while reading")

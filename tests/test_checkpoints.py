@@ -21,6 +21,7 @@ from natrig_nb.generator.training import load_generator, save_generator  # noqa:
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("NATRIG_REFERENCE", "no-reference"))
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 needs_reference = pytest.mark.skipif(not (REFERENCE / "stylegan2").is_dir(), reason="expected NATRIG_REFERENCE to hold stylegan2/ and checkpoints-hostile/")
 slow = pytest.mark.skipif(not os.environ.get("NATRIG_SLOW"), reason="takes minutes: set NATRIG_SLOW=1")
 
@@ -159,29 +160,28 @@ def test_every_truncation_is_one_error(tmp_path):
 def test_only_what_is_used_is_read(tmp_path):
     "A file of 80 MB of which the generator is a thousandth loads without taking 80 MB."
     save_nvlabs(network(), tmp_path / "x", others=[("D_extra", torch.zeros(20_000_000))])
-    code = "import resource, sys; from natrig_nb.generator.stylegan import load_stylegan2; m = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; a = m(); load_stylegan2(sys.argv[1]); print(m() - a)"
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 40_000
+    code = "import sys; from official import load_stylegan2, peak_memory; before = peak_memory(); load_stylegan2(sys.argv[1]); print(peak_memory() - before)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert int(done.stdout) < 40_000_000
 
 
 HOSTILE = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
+from official import load_stylegan2, peak_memory
 from natrig_nb.generator.pickles import CheckpointError
-from natrig_nb.generator.stylegan import load_stylegan2
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sys.argv[1:]:
-    before, cpu = peak(), time.process_time()
+    before, cpu = peak_memory(), time.process_time()
     try: outcome = type(load_stylegan2(path)).__name__
     except CheckpointError as e: outcome = str(e)
-    print(json.dumps([Path(path).name, outcome, time.process_time() - cpu, (peak() - before) // 1024]))
+    print(json.dumps([Path(path).name, outcome, time.process_time() - cpu, (peak_memory() - before) // 2**20]))
 """
 
 
 @needs_reference
 def test_hostile_files(tmp_path):
     files = sorted((REFERENCE.resolve() / "checkpoints-hostile").glob("*.pkl"))
-    done = subprocess.run([sys.executable, "-c", HOSTILE, *map(str, files)], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run([sys.executable, "-c", HOSTILE, *map(str, files)], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     rows = {name: (outcome, seconds, mb) for name, outcome, seconds, mb in map(json.loads, done.stdout.splitlines())}
     assert len(rows) == len(files) >= 8 and list(tmp_path.iterdir()) == []  # no NATRIG_PICKLE_IS_EXECUTED
