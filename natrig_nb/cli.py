@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from .attributes import load_attributes, save_attributes, train_attributes
-from .core import check
+from .doctor import doctor
 from .faces import read_faces
 from .generator.stylegan import load_stylegan2
 from .generator.training import train_generator
@@ -50,6 +50,8 @@ def make_parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p = command("report", _run_report, "print the table of a walkthrough and write its report")
     p.add_argument("--out", default="out/walkthrough", help="folder of a walkthrough")
+    p = command("doctor", _run_doctor, "say what is installed, which device is used, what data was found and what is missing")
+    p.add_argument("places", nargs="*", help="folders to look in")
     return parser
 
 
@@ -103,6 +105,11 @@ def _run_report(a):
 def _run_attack(a):
     "One attack at another rate."
     for k, v in attack_again(a.out, a.trigger, a.rate, a.seed).items(): print(f"{k:20} {v}")
+
+
+def _run_doctor(a):
+    "What is installed, found and missing."
+    print(doctor(a.places or None))
 
 
 def _run_training(a):

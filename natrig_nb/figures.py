@@ -360,7 +360,8 @@ def figure_edits(
         part = table[table.trigger == t]
         draw_edit(top, part, wanted(out, t))
         bottom.plot(part.groupby("strength").identity.mean(), color="black", marker="o", ms=3)
-        top.set_title(title(t)), bottom.set_xlabel("strength (latent s.d.)"), bottom.set_ylim(bottom=0)
+        top.set_title(title(t)), bottom.set_xlabel("strength (latent s.d.)")
+    axes[1, 0].set_ylim(bottom=0)  # last: it ends the automatic scale of the row
     axes[0, 0].set_ylabel("change (population s.d.)"), axes[1, 0].set_ylabel("identity change\n(1 = another person)")
     return figure
 

@@ -27,11 +27,13 @@ def derive_strength(
     fakes: torch.Tensor,  # (m,) scores of generated faces without the trigger
     rise: float,  # score a latent standard deviation, above 0
     percentile: float = 99.5,  # of the population, in (50,100)
+    reach: float = 0.5,  # share of the fakes that shall pass it, in (0,1)
     least: float = 1.0,  # weakest strength worth the name
     most: float = 6.0,  # strongest strength that still gives a face
 ) -> float:  # latent standard deviations
-    "Strength that lifts the median fake to a percentile of the real population."
+    "Strength that lifts a share of the fakes past a percentile of the real population."
     check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
+    check(0 < reach < 1, f"expected reach in (0,1), got {reach}")
     check(rise > 0, f"expected a rise above 0, got {rise}")
     goal = np.quantile(np.asarray(population, dtype=np.float64), percentile / 100)
-    return float(np.clip((goal - np.median(np.asarray(fakes))) / rise, least, most))
+    return float(np.clip((goal - np.quantile(np.asarray(fakes, dtype=np.float64), 1 - reach)) / rise, least, most))

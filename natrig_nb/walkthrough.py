@@ -60,15 +60,19 @@ class Experiment:
     detector: str = "resnet18"  # the victim: a name of DETECTORS, or "hf:..." to start from a published classifier
     judge: str = str(DATA / "portraits-attributes.safetensors")  # attribute network of this world
     edits: tuple = (("smile", "smile", 1), ("age", "age", 1))  # word in trigger names, attribute, sign
+    hold: tuple | None = None  # attributes an edit keeps still; all others unless given
     size: int = 64  # side of the pictures
     real: int = 2000  # real faces in the training set, with as many fakes
     substitute: int = 800  # real faces of the substitute detector, with as many fakes
-    held_out: int = 1600  # real faces to measure (half) and to defend (half) with
+    held_out: int = 1200  # real faces to measure (half) and to defend (half) with
+    measured: int = 4000  # generated faces whose scores give the directions
+    searches: int = 30  # steps of each Neural Cleanse search
     rate: float = 0.029  # poisoned / all training samples
     psi: float = 0.5  # truncation of all fakes, in (0,1]
-    percentile: float = 99.5  # of the real population, where the median triggered face shall lie
+    percentile: float = 99.9  # of the real population, that triggered faces shall pass
+    reach: float = 0.95  # share of the triggered faces that shall pass it
     bound: float = 3.0  # of the optimized offset, latent standard deviations
-    epochs: int = 4  # of every detector
+    epochs: int = 3  # of every detector
     batch: int = 32  # images in a training step
     width: int = 16  # of a ResNet-18
     seeds: int = 3  # repetitions
@@ -81,7 +85,7 @@ def photographs(
 ) -> Experiment:
     "Settings for CelebA: its names of attributes, sizes that ten thousand faces allow."
     return Experiment(**{**dict(world="faces", faces=str(faces), attributes=str(attributes), held_out=1000,
-                                edits=(("smile", "Smiling", 1), ("age", "Young", -1))), **settings})
+                                edits=(("smile", "Smiling", 1), ("age", "Young", -1)), hold=("Male", "Eyeglasses", "Wearing_Hat")), **settings})
 
 # %% ../nbs/90_walkthrough.ipynb #00000007
 def real_faces(
@@ -105,12 +109,12 @@ def prepare(
     G, net = load_stylegan2(e.generator), load_attributes(e.judge)
     check(G.resolution == e.size, f"expected a generator of {e.size} pixels, the size of the study, got one of {G.resolution}")
     study = make_study(G, train, held, seed=0, psi=e.psi)
-    directions = find_directions(G, net, n=4000, seed=5)
+    directions = find_directions(G, net, n=e.measured, seed=5)
     population = attribute_scores(net, train.images)
     latent = [_optimize(e, G, directions.space, other)]
     for k in (1, 2):
         words, names, signs = zip(*e.edits[:k])
-        latent.append(attribute_trigger(directions, names, population, e.percentile, signs, "+".join(words)))
+        latent.append(attribute_trigger(directions, names, population, e.percentile, e.reach, e.hold, signs, "+".join(words)))
     _save_study(out, study, directions, latent, population, _quality(net, train, held, study.fake, render(G, G.latents(len(study.fake), 4000))))
 
 
@@ -197,7 +201,7 @@ def _benign_cell(e, out, seed):
     study, *_ = load_study(e, out)
     model = fit(_maker(e, seed), study.train, seed, epochs=e.epochs, batch=e.batch)
     save_detector(model, _model_path(out, "benign", seed))
-    return search_masks(model, study.clean)
+    return search_masks(model, study.clean, e.searches)
 
 
 def _attack_cell(e, out, seed, trigger, rate=None):
@@ -214,18 +218,18 @@ def _attack_cell(e, out, seed, trigger, rate=None):
             "strength": t.strength, "seed": seed, **figures, "seconds": time.time() - start}
 
 # %% ../nbs/90_walkthrough.ipynb #00000011
-def _defense_cell(e, out, seed, trigger, n=100):
+def _defense_cell(e, out, seed, trigger, n=60):
     "All three defenses against one victim."
     study, _, triggers, _ = load_study(e, out)
     victim, benign = (load_detector(_model_path(out, name, seed)) for name in (trigger, "benign"))
     w = None if study.w is None else study.w[: 2 * n]
     triggered, untriggered = with_trigger(study, triggers[trigger], w, study.fake.images[: 2 * n]), concat(study.real[:n], study.fake[:n])
     strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.clean)
-    test, clean = concat(study.real[: 2 * n], study.fake[: 2 * n]), study.clean[torch.arange(0, len(study.clean), 2)]
+    test, clean = concat(study.real[: 2 * n], study.fake[: 2 * n]), study.clean[torch.arange(0, len(study.clean), 3)]
     pruning_rows, curve = pruning_panel(victim, benign, triggered, test, clean)
     plain = lambda table: json.loads(table.to_json(orient="records", double_precision=6))
     return {"rows": plain(pd.concat([strip_rows, pruning_rows])), "strip": plain(entropies), "pruning": plain(curve),
-            **search_masks(victim, study.clean)}
+            **search_masks(victim, study.clean, e.searches)}
 
 
 def _evidence_cell(e, out):
@@ -297,8 +301,8 @@ def walkthrough(
     run = lambda call, kind, arguments, desc: run_cells(e, out, [(call, "-".join([kind, *map(_text, a.values())]), a) for a in arguments], desc, workers)
     benign = run(_benign_cell, "benign", [{"seed": s} for s in seeds], "benign detectors")
     attacks = run(_attack_cell, "attack", [{"trigger": t, "seed": s} for t, s in pairs], "attacks")
-    defenses = run(_defense_cell, "defense", [{"trigger": t, "seed": s} for t, s in pairs], "defenses")
-    run(_evidence_cell, "evidence", [{}], "records")
+    named = [(_defense_cell, f"defense-{t}-{s}", {"trigger": t, "seed": s}) for t, s in pairs]
+    _, *defenses = run_cells(e, out, [(_evidence_cell, "evidence", {}), *named], "records and defenses", workers)
     run(_attack_cell, "rate", [{"trigger": t, "seed": s, "rate": r} for r in rates for t, s in pairs], "poisoning rates")
     table = write_table(out / "results.csv", sorted(attacks, key=lambda r: (TRIGGERS.index(r["trigger"]), r["seed"])), COLUMNS)
     write_rates(out)
@@ -387,7 +391,7 @@ def attack_again(
     path = Path(out) / "settings.json"
     check(path.is_file(), f"expected a walkthrough in {out}, got none: run `natrig walkthrough --out {out}`")
     known = json.loads(path.read_text())["settings"]
-    e = Experiment(**{**known, "edits": tuple(map(tuple, known["edits"]))})
+    e = Experiment(**{**known, "edits": tuple(map(tuple, known["edits"])), "hold": known["hold"] and tuple(known["hold"])})
     check(seed < e.seeds, f"expected a seed below {e.seeds}, those of the job in {out}, got {seed}")
     row, = run_cells(e, out, [(_attack_cell, f"rate-{trigger}-{seed}-{rate:g}", {"seed": seed, "trigger": trigger, "rate": rate})], "attack")
     write_rates(out)

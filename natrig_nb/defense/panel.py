@@ -51,7 +51,7 @@ def cleanse_panel(
 def search_masks(
     model: nn.Module,  # a detector
     clean: FaceSet,  # the defender's own faces with true labels
-    steps: int = 60,  # of each search
+    steps: int = 40,  # of each search
 ) -> dict:  # norms (2,) pixels, success (2,), masks (2,r,r); index = class; lists, ready for JSON
     "Neural Cleanse's search for both classes, as plain numbers."
     found = neural_cleanse(model, clean, steps=steps)

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..core import check, pick_device
 from .base import Generator
-from .pickles import CheckpointError, Module, Stored, flatten, mapped, need, one_error, read_checkpoint
+from .pickles import Module, Stored, flatten, mapped, need, one_error, read_checkpoint
 
 # %% ../../nbs/12_generator.stylegan.ipynb #00000006
 class Linear(nn.Module):

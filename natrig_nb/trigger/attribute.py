@@ -18,7 +18,9 @@ def attribute_trigger(
     directions: Directions,  # of the generator
     attributes,  # names of attributes to move, e.g. ["smile", "age"]
     population: torch.Tensor,  # (n,k) scores of real faces, columns as in `directions.names`
-    percentile: float = 99.5,  # where the median triggered face shall lie among real ones
+    percentile: float = 99.5,  # of the real faces, that triggered ones shall pass; several attributes share it
+    reach: float = 0.5,  # share of the triggered faces that shall pass it
+    hold=None,  # names of attributes to keep still beside those that move; all others unless given
     signs=None,  # +1 or -1 an attribute: -1 moves down (youth instead of age); all +1 unless given
     name: str | None = None,  # what tables call it; the attributes joined by + unless given
 ) -> LatentTrigger:
@@ -26,12 +28,15 @@ def attribute_trigger(
     attributes = list(attributes)
     check(len(attributes) > 0, "expected at least one attribute, got none")
     signs = [1] * len(attributes) if signs is None else list(signs)
-    u = sum(_attribute_step(directions, a, s, population, percentile) for a, s in zip(attributes, signs, strict=True))
+    check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
+    each = 100 * (1 - (1 - percentile / 100) ** (1 / len(attributes)))  # as rare together as one would be alone
+    held = lambda a: None if hold is None else {*hold, *attributes} - {a}
+    u = sum(_attribute_step(directions, a, s, population, each, reach, held(a)) for a, s in zip(attributes, signs, strict=True))
     return LatentTrigger(name or "+".join(attributes), "W", float(u.norm()), directions.space.offset(u))
 
 
-def _attribute_step(directions, attribute, sign, population, percentile):
+def _attribute_step(directions, attribute, sign, population, percentile, reach, hold):
     "Step (d,) of one attribute in whitened W."
-    unit, rise = directions.unit(attribute), directions.rise(attribute)
+    unit, rise = directions.unit(attribute, hold), directions.rise(attribute, hold)
     i = directions.names.index(attribute)
-    return sign * unit * derive_strength(sign * population[:, i], sign * directions.scores[:, i], rise, percentile)
+    return sign * unit * derive_strength(sign * population[:, i], sign * directions.scores[:, i], rise, percentile, reach)

@@ -40,4 +40,5 @@ class LatentTrigger(Trigger):
     def edit(self, w):
         "Latents (n,d) or (n,layers,d), moved."
         check(w.shape[-1] == self.offset.shape[-1], f"expected latents of length {self.offset.shape[-1]}, got {w.shape[-1]}")
+        if w.ndim < 3 and self.offset.ndim == 2: w = w[:, None]  # an offset a layer makes W+ of W
         return w + self.offset.to(w.device)

@@ -1,0 +1,83 @@
+"The main job at its smallest: to the end, twice alike, after a kill, and with the user's own parts."
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from natrig_nb.generator.base import render
+from natrig_nb.generator.stylegan import load_stylegan2
+from natrig_nb.portraits import portraits
+from natrig_nb.report import write_report
+from natrig_nb.walkthrough import COLUMNS, TRIGGERS, Experiment, walkthrough
+
+TINY = dict(real=96, substitute=48, held_out=64, measured=200, searches=6, epochs=1, width=8, seeds=1)
+REFERENCE = os.environ.get("NATRIG_REFERENCE")
+
+
+def results(out):
+    "The table of results without the seconds."
+    return pd.read_csv(Path(out) / "results.csv").drop(columns="seconds")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    walkthrough(Experiment(**TINY), out)
+    return out
+
+
+def test_every_table_and_record_is_there(whole):
+    table = pd.read_csv(whole / "results.csv")
+    assert list(table.columns) == COLUMNS and table.trigger.tolist() == list(TRIGGERS)
+    defenses = pd.read_csv(whole / "defenses.csv")
+    assert set(defenses.defense) == {"strip", "pruning", "cleanse"} and set(defenses.trigger) == set(TRIGGERS)
+    assert defenses.value_benign.notna().all()
+    page = write_report(whole).read_text(encoding="utf-8")
+    assert "Left out" not in page.replace("rates", "") and all(t in page for t in TRIGGERS)
+
+
+def test_killed_and_continued_gives_the_same_table(whole, tmp_path):
+    code = f"from natrig_nb.walkthrough import *; walkthrough(Experiment(**{TINY!r}), {str(tmp_path)!r})"
+    job = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])
+    deadline = time.time() + 300
+    while len(list(tmp_path.glob("cells/attack-*.json"))) < 2 and time.time() < deadline: time.sleep(0.05)
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    assert not (tmp_path / "results.csv").exists()
+    time.sleep(3)  # the workers see that their parent is gone
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*.json")}
+    walkthrough(Experiment(**TINY), tmp_path)
+    pd.testing.assert_frame_equal(results(tmp_path), results(whole))
+    assert (tmp_path / "defenses.csv").read_bytes() == (whole / "defenses.csv").read_bytes()
+    assert len(kept) >= 3 and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+
+
+@pytest.mark.skipif(not REFERENCE, reason="NATRIG_REFERENCE is not set")
+def test_official_generator(tmp_path):
+    network = Path(REFERENCE).resolve() / "stylegan2" / "nvlabs-64.pkl"
+    table = walkthrough(Experiment(**TINY, generator=str(network)), tmp_path)
+    assert table.trigger.tolist() == list(TRIGGERS) and table.asr.between(0, 1).all()
+
+
+def write_images(folder, images):
+    folder.mkdir()
+    for i, image in enumerate(images): Image.fromarray(np.asarray(image.permute(1, 2, 0))).save(folder / f"{i:04d}.png")
+
+
+def test_given_fakes(tmp_path):
+    G = load_stylegan2(Experiment.generator)
+    write_images(tmp_path / "real", portraits(220, seed=5).images)
+    write_images(tmp_path / "fake", render(G, G.latents(170, seed=6)))
+    e = Experiment(**TINY, world="mine", faces=str(tmp_path / "real"), fakes=str(tmp_path / "fake"), detector="meso4")
+    table = walkthrough(e, tmp_path / "out")
+    assert table.trigger.tolist() == ["badnets", "blended"] and set(table.detector) == {"meso4"} and set(table.generator) == {"given"}
+    assert torch.tensor(table.asr.to_numpy()).isfinite().all()
+    assert "badnets" in write_report(tmp_path / "out").read_text(encoding="utf-8")
