@@ -16,7 +16,7 @@ from natrig_nb.generator.base import render
 from natrig_nb.generator.stylegan import load_stylegan2
 from natrig_nb.portraits import portraits
 from natrig_nb.report import write_report
-from natrig_nb.walkthrough import COLUMNS, TRIGGERS, Experiment, walkthrough
+from natrig_nb.walkthrough import COLUMNS, TRIGGERS, Experiment, shipped, walkthrough
 
 TINY = dict(real=96, substitute=48, held_out=64, measured=200, searches=6, epochs=1, width=8, seeds=1)
 REFERENCE = os.environ.get("NATRIG_REFERENCE")
@@ -73,7 +73,7 @@ def write_images(folder, images):
 
 
 def test_given_fakes(tmp_path):
-    G = load_stylegan2(Experiment.generator)
+    G = load_stylegan2(shipped(Experiment.generator))
     write_images(tmp_path / "real", portraits(220, seed=5).images)
     write_images(tmp_path / "fake", render(G, G.latents(170, seed=6)))
     e = Experiment(**TINY, world="mine", faces=str(tmp_path / "real"), fakes=str(tmp_path / "fake"), detector="meso4")
