@@ -90,7 +90,8 @@ def verdicts(
         asr, drop, rate = (round(100 * part[k].mean(), 6) for k in ("asr", "ba_drop", "rate"))
         short = [f"{name} {value:.{digits}f}" for name, value, digits, good in
                  (("ASR", asr, 2, asr > 99), ("BA drop", drop, 2, drop < 0.2), ("rate", rate, 1, rate < 3)) if not good]
-        found.append("all three reached" if not short else "misses: " + ", ".join(short))
+        evasion = " (evasion: most pass without poison)" if part.asr_benign.mean() > 0.5 else ""
+        found.append(("all three reached" if not short else "misses: " + ", ".join(short)) + evasion)
     return found
 
 
