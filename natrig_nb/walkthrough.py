@@ -233,7 +233,8 @@ def _defense_cell(e, out, seed, trigger, n=60):
     triggered, untriggered = with_trigger(study, triggers[trigger], w, study.fake.images[: 2 * n]), concat(study.real[:n], study.fake[:n])
     strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.clean)
     test, clean = concat(study.real[: 2 * n], study.fake[: 2 * n]), study.clean[torch.arange(0, len(study.clean), 3)]
-    pruning_rows, curve = pruning_panel(victim, benign, triggered, test, clean)
+    nothing = pd.DataFrame(), pd.DataFrame()  # a published classifier names no last convolution to prune
+    pruning_rows, curve = pruning_panel(victim, benign, triggered, test, clean) if victim.last_conv else nothing
     plain = lambda table: json.loads(table.to_json(orient="records", double_precision=6))
     return {"rows": plain(pd.concat([strip_rows, pruning_rows])), "strip": plain(entropies), "pruning": plain(curve),
             **search_masks(victim, study.clean, e.searches)}
@@ -381,6 +382,7 @@ def write_defenses(
         rows += [r | {"trigger": t, "seed": s} for r in [*cell["rows"], *verdict.to_dict("records")]]
         for k in records: records[k] += [{"trigger": t, "seed": s, **r} for r in cell[k]]
     for k, found in records.items():
+        if not found: continue
         with write_atomic(Path(out) / "records" / f"{k}.csv") as f: pd.DataFrame(found).to_csv(f, index=False)
     first = {"benign": benign[0]["masks"], **{t: d["masks"] for (t, s), d in zip(pairs, defenses) if s == 0}}
     with write_atomic(Path(out) / "records" / "cleanse.npz") as path, open(path, "wb") as f:

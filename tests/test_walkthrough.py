@@ -81,3 +81,17 @@ def test_given_fakes(tmp_path):
     assert table.trigger.tolist() == ["badnets", "blended"] and set(table.detector) == {"meso4"} and set(table.generator) == {"given"}
     assert torch.tensor(table.asr.to_numpy()).isfinite().all()
     assert "badnets" in write_report(tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_published_classifier(tmp_path):
+    from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label={0: "real", 1: "fake"}, label2id={"real": 0, "fake": 1})
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
+    G = load_stylegan2(shipped(Experiment.generator))
+    write_images(tmp_path / "fake", render(G, G.latents(170, seed=6)))
+    e = Experiment(**TINY, fakes=str(tmp_path / "fake"), detector=f"hf:{tmp_path / 'model'}")
+    table = walkthrough(e, tmp_path / "out")
+    assert table.trigger.tolist() == ["badnets", "blended"]
+    assert set(pd.read_csv(tmp_path / "out" / "defenses.csv").defense) == {"strip", "cleanse"}
