@@ -4,10 +4,11 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help install walkthrough test tidy lock clean
+.PHONY: help install walkthrough figures test tidy lock clean
 
 help:
 	@echo "make walkthrough   the whole study on the portrait world; results in out/walkthrough"
+	@echo "make figures       figures/ again from the records in data/results"
 	@echo "make test          package, notebooks and tests"
 	@echo "make install       .venv with everything in it (the two above do this first)"
 	@echo "make tidy          after a change: package and README.md from the notebooks, notebooks cleaned"
@@ -19,6 +20,9 @@ install:
 
 walkthrough: install
 	natrig walkthrough --out out/walkthrough
+
+figures: install
+	python -c "from natrig_nb.figures import draw_all; [draw_all('data/results/' + w, 'figures/' + w) for w in ('portraits', 'faces')]"
 
 # One thread a worker: with the default number, workers and threads fight for the processors.
 test: export OMP_NUM_THREADS := 1

@@ -7,6 +7,7 @@ __all__ = ['REAL', 'FAKE', 'PALETTE', 'to_float', 'to_uint8', 'contact_sheet', '
            'pick_device', 'seeded', 'progress', 'batches', 'write_atomic', 'save_figure']
 
 # %% ../nbs/00_core.ipynb #00000003
+import multiprocessing
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -142,8 +143,9 @@ def progress(
     desc: str = "",  # what is being done
     total: int | None = None,  # number of items, where `items` has no length
 ):
-    "`items` with a progress bar that appears only when the loop lasts longer than two seconds."
-    return tqdm(items, desc=desc, total=total, delay=2, mininterval=0.5, leave=False)
+    "`items` with a progress bar once the loop lasts two seconds; silent in a worker process."
+    worker = multiprocessing.parent_process() is not None  # its bar would run through that of the parent
+    return tqdm(items, desc=desc, total=total, delay=2, mininterval=0.5, leave=False, disable=worker)
 
 
 def batches(

@@ -54,20 +54,20 @@ def latents_record(
 
 # %% ../nbs/89_evidence.ipynb #0000000b
 def attributes_record(
-    G: Generator,  # the generator
+    study: Study,  # held-out fakes with latents
     net: AttributeNet,  # scores attributes
     population: torch.Tensor,  # (n,k) scores of real faces
-    w: torch.Tensor,  # (m,d) latents of plain fakes
     triggers: list,  # latent triggers
+    m: int = 300,  # fakes
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # group, attribute, score; trigger, attribute, percentile, score
     "Scores of the population, of fakes and of triggered fakes; the percentile of each trigger."
-    scores = {t.name: attribute_scores(net, render(G, w, t)) for t in triggers}
+    scores = {t.name: attribute_scores(net, render(study.G, study.w[:m], t)) for t in triggers}
     middle = {name: s.median(0).values for name, s in scores.items()}
     where = pd.DataFrame([(name, k, float(percentile_of(m[i], population[:, i])), float(m[i]))
                           for name, m in middle.items() for i, k in enumerate(net.names)],
                          columns=["trigger", "attribute", "percentile", "score"])
     shown = places(where).attribute.unique()
-    groups = {"population": population[: 2 * len(w)], "fakes": attribute_scores(net, render(G, w)), **scores}
+    groups = {"population": population[: 2 * m], "fakes": attribute_scores(net, study.fake.images[:m]), **scores}
     rows = [pd.DataFrame({"group": g, "attribute": k, "score": s[:, net.names.index(k)].numpy().round(3)})
             for g, s in groups.items() for k in shown]
     return pd.concat(rows), where
@@ -115,7 +115,7 @@ def write_evidence(
     "Write faces, scores and, for latent triggers, latents, attributes, percentiles, edits."
     latent, tables = [t for t in triggers if t.space == "W"], {"scores": scores_record(study, triggers, detector)}
     if latent:
-        scores, where = attributes_record(study.G, net, population, study.w[:300], latent)
+        scores, where = attributes_record(study, net, population, latent)
         tables |= {"latents": latents_record(study.w[:150], latent), "attributes": scores, "percentiles": where,
                    "edits": edits_record(study.G, net, study.w[:200], latent)}
     for name, table in tables.items():

@@ -305,14 +305,14 @@ def walkthrough(
     out, start = Path(out), time.time()
     _claim(e, out)
     run_cell(e, out, (_prepare_cell, "prepare", {}))
-    seeds, pairs = range(e.seeds), [(t, s) for s in range(e.seeds) for t in _triggers(e)]
+    seeds, pairs = range(e.seeds), [(t, s) for t in _triggers(e) for s in range(e.seeds)]
     run = lambda call, kind, arguments, desc: run_cells(e, out, [(call, "-".join([kind, *map(_text, a.values())]), a) for a in arguments], desc, workers)
     benign = run(_benign_cell, "benign", [{"seed": s} for s in seeds], "benign detectors")
     attacks = run(_attack_cell, "attack", [{"trigger": t, "seed": s} for t, s in pairs], "attacks")
     named = [(_defense_cell, f"defense-{t}-{s}", {"trigger": t, "seed": s}) for t, s in pairs]
     _, *defenses = run_cells(e, out, [(_evidence_cell, "evidence", {}), *named], "records and defenses", workers)
     run(_attack_cell, "rate", [{"trigger": t, "seed": s, "rate": r} for r in rates for t, s in pairs], "poisoning rates")
-    table = write_table(out / "results.csv", sorted(attacks, key=lambda r: (TRIGGERS.index(r["trigger"]), r["seed"])), COLUMNS)
+    table = write_table(out / "results.csv", attacks, COLUMNS)
     write_rates(out)
     write_defenses(out, pairs, defenses, benign)
     _sign(e, out, time.time() - start)
@@ -362,14 +362,13 @@ def write_rates(
 ) -> pd.DataFrame:
     "Gather all attacks made so far, at whatever rate, in `records/rates.csv`."
     rows = [json.loads(p.read_text()) for kind in ("attack", "rate") for p in (Path(out) / "cells").glob(f"{kind}-*.json")]
-    order = {t: i for i, t in enumerate(TRIGGERS)}
-    rows.sort(key=lambda r: (order.get(r["trigger"], len(order)), r["rate"], r["seed"]))
+    rows.sort(key=lambda r: (TRIGGERS.index(r["trigger"]), r["rate"], r["seed"]))
     return write_table(Path(out) / "records" / "rates.csv", rows, COLUMNS)
 
 # %% ../nbs/90_walkthrough.ipynb #0000001b
 def write_defenses(
     out: str | Path,  # folder of a walkthrough
-    pairs: list,  # (trigger, seed) of each defense cell
+    pairs: list,  # (trigger, seed) of each defense cell, in the order of the table
     defenses: list,  # their results
     benign: list,  # results of the benign cells, by seed
 ) -> pd.DataFrame:  # the table `defenses.csv`
@@ -377,7 +376,7 @@ def write_defenses(
     names = [f"benign-{s}" for s in range(len(benign))]
     norms = dict(zip(names, [b["norms"] for b in benign])) | {f"{t}-{s}": d["norms"] for (t, s), d in zip(pairs, defenses)}
     rows, records = [], {"strip": [], "pruning": []}
-    for (t, s), cell in sorted(zip(pairs, defenses), key=lambda x: (TRIGGERS.index(x[0][0]), x[0][1])):
+    for (t, s), cell in zip(pairs, defenses):
         verdict = cleanse_panel(f"{t}-{s}", names, norms)
         rows += [r | {"trigger": t, "seed": s} for r in [*cell["rows"], *verdict.to_dict("records")]]
         for k in records: records[k] += [{"trigger": t, "seed": s, **r} for r in cell[k]]

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 
 from natrig_nb.generator.base import render
@@ -41,7 +40,8 @@ def test_every_table_and_record_is_there(whole):
     assert set(defenses.defense) == {"strip", "pruning", "cleanse"} and set(defenses.trigger) == set(TRIGGERS)
     assert defenses.value_benign.notna().all()
     page = write_report(whole).read_text(encoding="utf-8")
-    assert "Left out" not in page.replace("rates", "") and all(t in page for t in TRIGGERS)
+    assert list(dict.fromkeys(defenses.trigger)) == list(TRIGGERS)
+    assert "Left out" not in page and all(t in page for t in TRIGGERS)
 
 
 def test_killed_and_continued_gives_the_same_table(whole, tmp_path):
@@ -72,26 +72,29 @@ def write_images(folder, images):
     for i, image in enumerate(images): Image.fromarray(np.asarray(image.permute(1, 2, 0))).save(folder / f"{i:04d}.png")
 
 
-def test_given_fakes(tmp_path):
-    G = load_stylegan2(shipped(Experiment.generator))
+@pytest.fixture(scope="module")
+def fakes(tmp_path_factory):
+    G, folder = load_stylegan2(shipped(Experiment.generator)), tmp_path_factory.mktemp("given") / "fake"
+    write_images(folder, render(G, G.latents(170, seed=6)))
+    return str(folder)
+
+
+def test_given_fakes(fakes, tmp_path):
     write_images(tmp_path / "real", portraits(220, seed=5).images)
-    write_images(tmp_path / "fake", render(G, G.latents(170, seed=6)))
-    e = Experiment(**TINY, world="mine", faces=str(tmp_path / "real"), fakes=str(tmp_path / "fake"), detector="meso4")
+    e = Experiment(**TINY, world="mine", faces=str(tmp_path / "real"), fakes=fakes, detector="meso4")
     table = walkthrough(e, tmp_path / "out")
     assert table.trigger.tolist() == ["badnets", "blended"] and set(table.detector) == {"meso4"} and set(table.generator) == {"given"}
-    assert torch.tensor(table.asr.to_numpy()).isfinite().all()
+    assert table.asr.between(0, 1).all()
     assert "badnets" in write_report(tmp_path / "out").read_text(encoding="utf-8")
 
 
-def test_published_classifier(tmp_path):
+def test_published_classifier(fakes, tmp_path):
     from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
 
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label={0: "real", 1: "fake"}, label2id={"real": 0, "fake": 1})
     ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
-    G = load_stylegan2(shipped(Experiment.generator))
-    write_images(tmp_path / "fake", render(G, G.latents(170, seed=6)))
-    e = Experiment(**TINY, fakes=str(tmp_path / "fake"), detector=f"hf:{tmp_path / 'model'}")
+    e = Experiment(**TINY, fakes=fakes, detector=f"hf:{tmp_path / 'model'}")
     table = walkthrough(e, tmp_path / "out")
     assert table.trigger.tolist() == ["badnets", "blended"]
     assert set(pd.read_csv(tmp_path / "out" / "defenses.csv").defense) == {"strip", "cleanse"}

@@ -6,8 +6,6 @@
 __all__ = ['strip_panel', 'cleanse_panel', 'search_masks', 'pruning_panel']
 
 # %% ../../nbs/44_defense.panel.ipynb #00000003
-from collections.abc import Callable
-
 import pandas as pd
 import torch
 from torch import nn
@@ -65,12 +63,11 @@ def pruning_panel(
     triggered: torch.Tensor,  # (n,3,r,r) held-out fakes with the trigger
     test: FaceSet,  # held-out faces without it
     clean: FaceSet,  # the defender's own faces
-    repair: Callable = fine_prune,  # (model, clean, step, epochs, triggered) -> repaired copy with a `curve`
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows of a defense table; model, share, ba, asr along the pruning
     "Fine-Pruning before and after, and the curve on the way."
     curves = []
     def fix(model, clean):
-        fixed = repair(model, clean, step=0.1, epochs=2, triggered=triggered)
+        fixed = fine_prune(model, clean, step=0.1, epochs=2, triggered=triggered)
         curves.append(fixed.curve[["share", "ba", "asr"]])
         return fixed
     rows = report_repair("pruning", fix, victim, benign, clean, triggered, test)

@@ -13,11 +13,11 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -25,7 +25,7 @@ from ..attributes import AttributeNet
 from ..core import FaceSet, check, contact_sheet, pick_device, progress, seeded, to_float, write_atomic
 from ..detector.base import Detail
 from .base import render
-from .stylegan import Linear, StyleGAN2, binomial_filter, blur, leaky
+from .stylegan import Linear, StyleGAN2, binomial_filter, blur, leaky, load_stylegan2
 
 # %% ../../nbs/13_generator.training.ipynb #00000007
 class Conv(nn.Module):
@@ -200,8 +200,13 @@ def known_codes(
     "Codes completed by fresh noise and turned by a fixed rotation."
     check(codes.shape[1] <= dim, f"expected at most {dim} codes a face, got {codes.shape[1]}: choose a longer z")
     noise = torch.randn(len(codes), dim - codes.shape[1], device=codes.device)
-    rotation = torch.linalg.qr(torch.randn(dim, dim, generator=seeded(0), dtype=torch.double))[0].float()
-    return torch.cat([codes, noise], 1) @ rotation.to(codes.device)
+    return torch.cat([codes, noise], 1) @ _rotation(dim).to(codes.device)
+
+
+@cache
+def _rotation(dim):
+    "The same rotation (dim,dim) for everybody."
+    return torch.linalg.qr(torch.randn(dim, dim, generator=seeded(0), dtype=torch.double))[0].float()
 
 # %% ../../nbs/13_generator.training.ipynb #00000014
 def _reconstruct_step(t, x, perceptual, codes):
@@ -385,9 +390,4 @@ def load_generator(
 ) -> StyleGAN2:  # on the chosen device, in evaluation mode
     "Read a generator of this project."
     check(Path(path).is_file(), f"expected a generator at {path}, got no such file: train one with `natrig train-generator`")
-    with safe_open(path, "pt") as f:
-        about = f.metadata() or {}
-        check("settings" in about, f"expected a generator of save_generator, got a file without settings: {path}")
-        G = StyleGAN2(**json.loads(about["settings"]))
-        G.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
-    return G.requires_grad_(False).eval().to(pick_device(), memory_format=torch.channels_last)
+    return load_stylegan2(path)
