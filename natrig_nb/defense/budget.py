@@ -23,8 +23,12 @@ BACKWARD = 2  # forward passes that one backward pass is worth
 ACTIVE = []  # budgets that are counting at the moment
 
 
-def count(module, inputs, output):
-    "Forward hook: book the images in every active budget, and their gradients once they come back."
+def count(
+    module: nn.Module,  # the body that was called
+    inputs: tuple,  # of its call
+    output: torch.Tensor,  # (n,...) what it gave
+) -> None:
+    "Forward hook: book images in every active budget, and gradients once they come back."
     def back(gradient):
         for b in ACTIVE: b.backward += len(gradient)
     for b in ACTIVE: b.forward += len(output)
