@@ -89,7 +89,9 @@ class Budget:
     __repr__ = __str__
 
 # %% ../../nbs/40_defense.budget.ipynb #0000000e
-def watched(model):
+def watched(
+    model: nn.Module,  # any network
+) -> nn.Module:
     "The module whose passes are counted: the body of a detector, else the network itself."
     return getattr(model, "body", model)
 
@@ -115,7 +117,7 @@ def measure(
     images: torch.Tensor,  # (n,3,r,r) uint8 or float: a few are used
     n: int = 16,  # images in one trial pass
 ) -> None:
-    "Learn what a pass costs, where the limit is in seconds: two passes of `n` images, the second one timed."
+    "Learn what a pass costs where the limit is in seconds, from two trial passes."
     if budget.limit is None or isinstance(budget.limit, Integral): return
     x = images[:n] if images.is_floating_point() else to_float(images[:n])
     with watch(budget, model), evaluating(model):
