@@ -13,7 +13,7 @@ from torch import nn
 
 from ..core import FaceSet, check
 from .budget import Budget
-from .spectral import filter_by_class
+from .spectral import filter_by_class, principal
 
 # %% ../../nbs/45_defense.clustering.ipynb #00000006
 def two_clusters(
@@ -24,9 +24,7 @@ def two_clusters(
     "Principal components and 2-means (arXiv 1811.03728); the smaller cluster comes second."
     check(components > 0, f"expected components > 0, got {components}")
     check(features.ndim == 2 and len(features) > 3, f"expected features (n,d) with n > 3, got {tuple(features.shape)}")
-    centered = (features - features.mean(0)).double()
-    values, vectors = torch.linalg.eigh(centered.T @ centered)
-    a = centered @ vectors[:, -min(components, len(values)):]
+    a = principal(features, min(components, *features.shape))
     means = KMeans(2, n_init=10, random_state=seed).fit(a.numpy())
     second = torch.from_numpy(means.labels_ == 1)
     small = second if second.double().mean() <= 0.5 else ~second
