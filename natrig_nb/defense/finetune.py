@@ -23,10 +23,11 @@ from ..detector.training import one_cycle, pick, plan, train
 def repair_case(
     seed: int = 0,  # of blobs and weights
     trace: float = 0.08,  # amplitude of the fakes' checkerboard, as in `planted`
+    count: int = 100,  # poisoned samples of 1,000
     epochs: int = 8,  # of training
 ) -> tuple:  # victim, benign, clean (200 faces), triggered (200,3,32,32) uint8, test (400 faces)
     "A learned, stubborn backdoor with its benign twin: the planted truth of gradient repairs."
-    sets = poison_planted(1000, 100, seed, trace=trace)
+    sets = poison_planted(1000, count, seed, trace=trace)
     victim, benign = (train(small_detector(seed), ds, epochs=epochs, lr=6e-3, seed=seed, augment=False) for ds in sets)
     test = planted(400, seed=1001, size=32, trace=trace)
     return victim, benign, planted(200, seed=1002, size=32, trace=trace), stamp(test.images[test.labels == FAKE]), test
