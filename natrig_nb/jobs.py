@@ -155,7 +155,7 @@ class Ray:
 
     def __init__(
         self,
-        count: int | None = None,  # processors of a cluster made here
+        count: int | None = None,  # processors of a cluster made here; of a running one, jobs at once (all it has for None)
         address: str | None = None,  # of a running cluster, e.g. "auto"; None makes one
         gpus: float = 0.0,  # share of a GPU that each job needs
     ):
@@ -164,7 +164,8 @@ class Ray:
         here = {} if address else dict(num_cpus=count, include_dashboard=False)
         if self.ours: self.ray.init(address=address, log_to_driver=False, logging_level="error", **here)
         self.task = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(attempt)
-        self.most = 2 * max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+        cpus = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
+        self.most = 2 * cpus if address is None and self.ours or count is None else count
 
     def room(self): return len(self.busy) < self.most
 

@@ -98,8 +98,20 @@ def test_two_processes_give_the_same_rows(undisturbed, tmp_path): same(toy_grid.
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="the package ray is not installed")
-def test_ray_gives_the_same_rows(undisturbed, tmp_path):
-    for count in (1, 2, 4): same(toy_grid.run(tmp_path / str(count), "ray", count), undisturbed)
+def test_ray_gives_the_same_rows(undisturbed, tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where the workers find the toys
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        for count in (1, 2, 4):
+            start = time.time()
+            same(toy_grid.run(tmp_path / str(count), "ray", count), undisturbed)
+            print(f"{count} at once: {1000 * (time.time() - start) / CELLS:.0f} ms a cell of 10 ms")
+        (tmp_path / "killed").mkdir(), (tmp_path / "killed" / "deadly").touch(), (tmp_path / "killed" / "begun").mkdir()
+        table = toy_grid.run(tmp_path / "killed", "ray").set_index("cell")
+        assert table.error["4^5"].startswith("the worker was killed") and table.value.drop("4^5").notna().sum() == CELLS - toy_grid.PIECES - 1
+    finally: ray.shutdown()
 
 
 def test_ten_thousand_cells_are_planned_in_seconds(tmp_path):
@@ -128,9 +140,7 @@ class Stripe(Trigger):
         return y
 '''
 DEFENSE = '''
-def white(model, x, clean): return (x[:, :, 5:9].float().mean((1, 2, 3)))
-
-DEFENSES = {"white": ("detect", white)}
+def white(model, x, clean): return x[:, :, 5:9].float().mean((1, 2, 3))
 '''
 JOB = '''
 from natrig_nb.experiment import expand, grid
