@@ -337,31 +337,32 @@ def judge(
     benign,  # its twin
     study,  # held-out faces and the defender's own
     images: torch.Tensor,  # (m,3,r,r) uint8, held-out fakes with the trigger
-    dirty: FaceSet,  # the poisoned training set
+    dirty,  # a function that gives the poisoned training set
+    rate: float,  # of poison in it; a filter removes half as much again
 ) -> pd.DataFrame:  # rows of a defense table
     "The report of one defense, whatever its shape."
     n, two = JUDGED, 2 * JUDGED
     test, few = concat(study.real[:two], study.fake[:two]), study.clean[torch.arange(0, len(study.clean), 3)]
-    share = min(1.5 * float(dirty.poisoned.float().mean()), 0.99)  # of the set: what the original papers remove
-    ask = {"filter": lambda: report_filter(name, f, victim, benign, dirty, share),
+    ask = {"filter": lambda: report_filter(name, f, victim, benign, dirty(), min(1.5 * rate, 0.99)),
            "detect": lambda: report_detect(name, f, victim, benign, images[:n], concat(study.real[:n], study.fake[:n]), study.clean),
            "inspect": lambda: report_inspect(name, f, victim, benign, study.clean),
            "repair": lambda: report_repair(name, f, victim, benign, few, images[:two], test),
-           "train": lambda: report_train(name, f, victim, benign, dirty, study.train, images[:two], test)}
+           "train": lambda: report_train(name, f, victim, benign, dirty(), study.train, images[:two], test)}
     return ask[shape]()
 
 # %% ../nbs/88_experiment.ipynb #0000001f
 def defend(
     cell: Cell,  # names the defense
     out: str | Path,  # folder of the grid
+    victim: Path,  # folder of the victim's piece
 ) -> dict:  # defense_METRIC and defense_METRIC_benign
     "Let a cell's defense look at its victim and at the benign twin."
     shape, f, _ = defenses()[cell.defense]
     offered = {"make": _maker(cell.e, cell.seed), "seed": cell.seed, "budget": cell.budget}
     taken = {k: v for k, v in offered.items() if k in inspect.signature(f).parameters and v is not None}
-    victim, benign = (load_saved(p(cell, out) / "model.safetensors") for p in (victim_piece, benign_piece))
+    pair = [load_saved(place / "model.safetensors") for place in (victim, benign_piece(cell, out))]
     images = load_file(triggered_piece(cell, out) / "images.safetensors")["images"]
-    table = judge(cell.defense, shape, partial(f, **taken), victim, benign, study_of(cell.e, out)[0], images, poisoned_set(cell, out))
+    table = judge(cell.defense, shape, partial(f, **taken), *pair, study_of(cell.e, out)[0], images, lambda: poisoned_set(cell, out), cell.e.rate)
     figures = {f"defense_{r.metric}{s}": v for r in table.itertuples() for s, v in (("", r.value), ("_benign", r.value_benign))}
     return {**figures, "budget": taken.get("budget")}
 
@@ -388,8 +389,9 @@ def run_cell(
     "Attack figures, defense figures, seconds, versions and device of one cell."
     start = time.time()
     with one_thread():
-        row = json.loads((victim_piece(cell, out) / "figures.json").read_text())
-        if cell.defense != "none": row |= defend(cell, out)
+        victim = victim_piece(cell, out)
+        row = json.loads((victim / "figures.json").read_text())
+        if cell.defense != "none": row |= defend(cell, out, victim)
     return {**row, "seconds": time.time() - start, **_about_here()}
 
 
