@@ -9,7 +9,6 @@ __all__ = ['gram', 'deviation', 'read_gram', 'beatrix', 'beatrix_detect']
 from functools import partial
 
 import torch
-from torch import nn
 
 from ..core import FAKE, FaceSet, batches, check, check_images, seeded, to_float
 from .budget import Budget, as_budget, measure, note, watch
@@ -86,7 +85,7 @@ def _grams(model, x, budget, read, batch):
     parts = [read(model, (x[s] if x.is_floating_point() else to_float(x[s])).to(device)) for s in batches(k, batch, "Beatrix")]
     return [torch.cat(part).cpu() for part in zip(*parts)] if parts else None
 
-
+# %% ../../nbs/45_defense.beatrix.ipynb #00000014
 def beatrix_detect(
     model: Detector,  # a detector
     x: torch.Tensor,  # (n,3,r,r) uint8, or float in [-1,1]: the inputs to judge
