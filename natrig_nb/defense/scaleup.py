@@ -53,7 +53,7 @@ def _plan(budget, n, own, scales):
     budget.gave_up(f"used 1 of {len(scales)} scales and looked at {seen} of {n} inputs")
     return seen, scales[len(scales) // 2 :][:1]
 
-
+# %% ../../nbs/46_defense.scaleup.ipynb #0000000f
 def scaleup(
     model: nn.Module,  # a detector
     x: torch.Tensor,  # (n,3,r,r) uint8, or float in [-1,1]: the inputs to judge
