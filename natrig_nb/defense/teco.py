@@ -45,7 +45,7 @@ def jpeg(
         out.append(torch.from_numpy(np.array(Image.open(file))))
     return to_float(torch.stack(out).permute(0, 3, 1, 2)).to(x.device) if out else x
 
-
+# %% ../../nbs/46_defense.teco.ipynb #00000007
 def pixelate(
     x: torch.Tensor,  # (n,3,r,r) in [-1,1]
     share: float,  # of the resolution that is left, in (0,1]
@@ -64,7 +64,7 @@ def noise(
     field = torch.randn(x.shape[1:], generator=seeded(0)).to(x)
     return (x + 2 * sigma * field).clamp(-1, 1)
 
-# %% ../../nbs/46_defense.teco.ipynb #00000007
+# %% ../../nbs/46_defense.teco.ipynb #00000008
 CORRUPTIONS = {  # name -> function and five severities; after Hendrycks and Dietterich 2019, scaled to small faces
     "noise": (noise, (0.04, 0.08, 0.12, 0.18, 0.26)),
     "blur": (blur, (0.5, 0.75, 1.0, 1.5, 2.5)),
@@ -74,7 +74,7 @@ CORRUPTIONS = {  # name -> function and five severities; after Hendrycks and Die
     "contrast": (lambda x, s: (x - x.mean((1, 2, 3), keepdim=True)) * s + x.mean((1, 2, 3), keepdim=True), (0.6, 0.4, 0.25, 0.15, 0.08)),
 }
 
-# %% ../../nbs/46_defense.teco.ipynb #0000000b
+# %% ../../nbs/46_defense.teco.ipynb #0000000c
 def first_change(
     model: nn.Module,  # a detector
     x: torch.Tensor,  # (n,3,r,r) float in [-1,1]
@@ -94,7 +94,7 @@ def first_change(
         out[holds, j] = len(severities) + 1
     return out
 
-# %% ../../nbs/46_defense.teco.ipynb #0000000f
+# %% ../../nbs/46_defense.teco.ipynb #00000010
 def _fit(budget, n, kinds):
     "The corruptions and severities, and how many of n inputs, that certainly fit."
     for every in (1, 2, 4):
@@ -107,7 +107,7 @@ def _fit(budget, n, kinds):
     if seen < n: budget.gave_up(f"looked at {seen} of {n} inputs")
     return thin, seen
 
-
+# %% ../../nbs/46_defense.teco.ipynb #00000011
 def teco(
     model: nn.Module,  # a detector
     x: torch.Tensor,  # (n,3,r,r) uint8, or float in [-1,1]: the inputs to judge
