@@ -68,7 +68,7 @@ class Normalize(nn.Module):
 
     def forward(self, x): return (x - self.mean) / self.std
 
-
+# %% ../../nbs/49_defense.preprocess.ipynb #0000000b
 def filtered(
     model: nn.Module,  # not changed
     function: Callable,  # (x, strength) -> x
@@ -81,7 +81,7 @@ def filtered(
     last = model.last_conv.replace("body", "body.body", 1)
     return Detector(body, model.head, last).train(model.training)
 
-# %% ../../nbs/49_defense.preprocess.ipynb #0000000d
+# %% ../../nbs/49_defense.preprocess.ipynb #0000000e
 def strength_curve(
     model: nn.Module,  # a detector
     clean: FaceSet,  # the defender's own faces with true labels
@@ -93,7 +93,7 @@ def strength_curve(
     for s in strengths: rows.append(dict(strength=s, ba=accuracy(predict_fake(filtered(model, function, s), clean.images), clean.labels)))
     return pd.DataFrame(rows)
 
-
+# %% ../../nbs/49_defense.preprocess.ipynb #0000000f
 def preprocess(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels
