@@ -47,15 +47,9 @@ class Budget:
         self.limit, self.forward, self.backward, self.given_up = limit, 0, 0, []
         self.start, self.mark = time.perf_counter(), None
 
-    @property
-    def passes(self):
-        "Forward passes so far, backward passes at their worth."
-        return self.forward + BACKWARD * self.backward
-
-    @property
-    def seconds(self):
-        "Seconds since the budget was opened."
-        return time.perf_counter() - self.start
+    # forward passes so far, backward passes at their worth; seconds since the budget was opened
+    passes = property(lambda self: self.forward + BACKWARD * self.backward)
+    seconds = property(lambda self: time.perf_counter() - self.start)
 
     @property
     def left(self):
@@ -75,10 +69,7 @@ class Budget:
         if self.passes == before: return min(want, int(self.left > 0))
         return min(want, int(self.left / (each * (time.perf_counter() - start) / (self.passes - before))))
 
-    def gave_up(
-        self,
-        what: str,  # one clause, e.g. "looked at 200 of 500 samples"
-    ) -> None:
+    def gave_up(self, what: str):  # one clause, e.g. "looked at 200 of 500 samples"
         "Write down what the budget did not allow."
         self.given_up.append(what)
 
