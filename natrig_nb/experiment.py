@@ -19,6 +19,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
@@ -351,6 +352,10 @@ def judge(
     return ask[shape]()
 
 # %% ../nbs/88_experiment.ipynb #0000001f
+@lru_cache(maxsize=4)
+def _detector(place): return load_saved(place / "model.safetensors")
+
+
 def defend(
     cell: Cell,  # names the defense
     out: str | Path,  # folder of the grid
@@ -360,7 +365,7 @@ def defend(
     shape, f, _ = defenses()[cell.defense]
     offered = {"make": _maker(cell.e, cell.seed), "seed": cell.seed, "budget": cell.budget}
     taken = {k: v for k, v in offered.items() if k in inspect.signature(f).parameters and v is not None}
-    pair = [load_saved(place / "model.safetensors") for place in (victim, benign_piece(cell, out))]
+    pair = [deepcopy(_detector(place)) for place in (victim, benign_piece(cell, out))]  # a defense may spoil its own copy
     images = load_file(triggered_piece(cell, out) / "images.safetensors")["images"]
     table = judge(cell.defense, shape, partial(f, **taken), *pair, study_of(cell.e, out)[0], images, lambda: poisoned_set(cell, out), cell.e.rate)
     figures = {f"defense_{r.metric}{s}": v for r in table.itertuples() for s, v in (("", r.value), ("_benign", r.value_benign))}
