@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..core import FAKE, REAL, FaceSet, check
 from .base import small_detector
 from .budget import BACKWARD, Budget, as_budget, measure
-from .finetune import constant, descend, tune
+from .finetune import constant, tune
 from ..detector.base import predict_fake
 
 # %% ../../nbs/49_defense.abl.ipynb #00000009

@@ -11,7 +11,6 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..core import FaceSet, check
 from .budget import BACKWARD, Budget, as_budget, measure
