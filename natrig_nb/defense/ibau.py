@@ -67,7 +67,7 @@ def cost(
     k: int,  # fixed-point steps
     sweeps: int,  # of the inner search
 ) -> int:  # passes a face and round
-    "What a round costs: search, outer gradient, inner gradient, products with second derivatives."
+    "What a round costs: search, outer and inner gradient, second derivatives."
     return (sweeps + 1) * (1 + BACKWARD) + (1 + BACKWARD + 2 * BACKWARD * (k + 1) if k else 0)
 
 
