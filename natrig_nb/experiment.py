@@ -70,7 +70,7 @@ def modules(
 
 
 def triggers() -> dict:  # name -> class
-    "Every exported trigger that needs no study: subclasses of `Trigger` whose fields all have defaults."
+    "Exported subclasses of `Trigger` whose fields all have defaults: no study is needed."
     found = {}
     for module in modules(natrig_nb.trigger):
         for c in (getattr(module, name) for name in getattr(module, "__all__", ())):
@@ -116,7 +116,7 @@ def shape_of(
 
 
 def defenses() -> dict:  # name -> (shape, function, module)
-    "Every defense of the package: `NAME` of module `NAME`, those in `DEFENSES`, and the older ones."
+    "Every defense: `NAME` of module `NAME`, those in `DEFENSES`, and the older ones."
     found = {name: (shape, f, sys.modules[f.func.__module__]) for name, (shape, f) in OLDER.items()}
     for module in modules(natrig_nb.defense):
         name = module.__name__.split(".")[-1]
