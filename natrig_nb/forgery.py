@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from .core import FAKE, REAL, FaceSet, batches, check, check_images, seeded, to_float, to_uint8
+from .core import FAKE, REAL, FaceSet, batches, check, seeded, to_float, to_uint8
 from .portraits import ATTRIBUTES, _grid, _people, camera, population, render
 
 # %% ../nbs/61_forgery.ipynb #00000006
