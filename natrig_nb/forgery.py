@@ -67,7 +67,7 @@ def match_color(
     target: torch.Tensor,  # (n,3,r,r) the picture to be forged
     mask: torch.Tensor,  # (n,1,r,r) in [0,1]: where both are compared
 ) -> torch.Tensor:  # (n,3,r,r)
-    "Give each channel of the source the target's mean and spread under the mask (Reinhard et al. 2001)."
+    "Give the source the target's mean and spread under the mask (Reinhard et al. 2001)."
     weight = mask / mask.sum((2, 3), keepdim=True).clamp(min=1e-6)
     mean = lambda x: (x * weight).sum((2, 3), keepdim=True)
     spread = lambda x, m: ((x - m).square() * weight).sum((2, 3), keepdim=True).sqrt()
@@ -124,7 +124,7 @@ def sources(
     donors: pd.DataFrame,  # as many other rows
     kinds: np.ndarray,  # (n,) of KINDS
 ) -> pd.DataFrame:  # rows to render
-    "What the forger's picture shows: the donor in the target's pose, or the target with the donor's expression."
+    "What the forger shows: the donor in the target's pose, or the donor's expression."
     rows, columns = people.copy(), [c for c in people if c not in POSE]
     swap, reenact = kinds == "swap", kinds == "reenact"
     rows.loc[swap, columns] = donors.loc[swap, columns]
@@ -178,7 +178,7 @@ def hulls(
     size: int,  # pixels a side
     rng: torch.Generator,  # which ones
 ) -> torch.Tensor:  # (n,1,size,size) in [0,1]
-    "Soft ovals around a face, its inner part, its mouth or its eyes, bent by waves and by a smooth warp."
+    "Soft ovals around face, inner face, mouth or eyes, bent by waves and a smooth warp."
     t = (torch.arange(size) + 0.5) * (2 / size) - 1
     draw = lambda *shape: torch.randn(n, *shape, generator=rng)
     warp = F.interpolate(0.03 * draw(2, 5, 5), size=(size, size), mode="bicubic")

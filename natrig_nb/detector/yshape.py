@@ -46,7 +46,7 @@ def arm(
     w: int,  # channels at full size
     c_out: int,  # channels of the answer
 ) -> nn.Sequential:  # (n,4w,r/4,r/4) -> (n,c_out,r,r)
-    "The last five convolutions of the decoder: from a quarter of the side to an answer for each pixel."
+    "The last five convolutions of the decoder: from a quarter of the side to pixels."
     return nn.Sequential(*up(4 * w, 2 * w), *up(2 * w, 2 * w, 2), *up(2 * w, w), *up(w, w, 2),
                          nn.ConvTranspose2d(w, c_out, 3, 1, 1))
 
@@ -137,7 +137,7 @@ def judge(
     ds: Forgeries,  # what to measure it on
     batch: int = 256,  # images in one pass
 ) -> dict:  # shares in [0,1]
-    "Accuracy, mean IoU of the masks of forgeries, and share of pixels of real faces called forged."
+    "Accuracy, mean IoU of forgeries, and share of real faces' pixels called forged."
     masks = torch.empty_like(ds.masks)
     with evaluating(model):
         for s in batches(len(ds), batch): masks[s] = model.segment(to_float(ds.images[s]).to(model.mean.device)).cpu()
@@ -159,7 +159,7 @@ def train_yshape(
     device: torch.device | str | None = None,  # where to train; the GPU where there is one
     weight_decay: float = 5e-4,  # of AdamW
 ) -> YDetector:  # the same model in evaluation mode, with a table `history`, one row an epoch
-    "Train on the sum of three losses; the same arguments give the same weights, also after a kill."
+    "Train on the sum of three losses; same arguments, same weights, also after a kill."
     check(len(ds) > 1, f"expected at least 2 images to train on, got {len(ds)}")
     model.to(device := torch.device(device or pick_device())).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr, weight_decay=weight_decay)
