@@ -22,6 +22,6 @@ setup(
     packages=find_packages(include=["natrig_nb", "natrig_nb.*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "timm": ["timm"]},
+    extras_require={"dev": cfg["dev_requirements"].split(), "timm": ["timm"], "ray": ["ray"]},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
 )

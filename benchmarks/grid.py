@@ -9,7 +9,7 @@ from pathlib import Path
 from natrig_nb.experiment import expand, plan
 from natrig_nb.jobs import Here, Job, Processes, Ray
 from natrig_nb.store import fill
-from natrig_nb.walkthrough import Experiment
+from natrig_nb.study import Experiment
 
 
 def nothing(k): return {"value": float(k), "seconds": 0.0}

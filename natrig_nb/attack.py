@@ -64,8 +64,8 @@ def make_study(
     n, m = len(real), len(held_out) // 2
     w = G.latents(n + 2 * m, 1000 + seed, psi)
     fakes = FaceSet(render(G, w), names=np.array([f"fake-{seed}-{i:06d}" for i in range(len(w))]))
-    latents = torch.cat([torch.zeros(n, w.shape[1]), w[:n].cpu()])[_order(n, seed)]
-    return replace(image_study(real, fakes, held_out, seed), G=G, train_w=latents, w=w[n : n + m].cpu())
+    rows = torch.cat([torch.zeros(n, dtype=torch.long), torch.arange(n)])[_order(n, seed)]  # real faces have no latent; any row will do
+    return replace(image_study(real, fakes, held_out, seed), G=G, train_w=w.cpu()[rows], w=w[n : n + m].cpu())
 
 # %% ../nbs/37_attack.ipynb #0000000c
 def with_trigger(
@@ -76,23 +76,50 @@ def with_trigger(
 ) -> torch.Tensor:  # (n,3,r,r) uint8
     "Fakes with the trigger: rendered from latents, or painted where only pictures are known."
     if study.G is not None: return render(study.G, w, trigger) if len(w) else images
-    check(trigger.space == "pixels", f"expected a trigger in pixels, since there is no generator, got {trigger.name} in {trigger.space}")
-    return to_uint8(trigger.paint(to_float(images)))
+    return _painted(trigger, to_float(images), "there is no generator")
 
 
+def _painted(trigger, x, why):
+    "Float pictures with a painted trigger, as bytes; `why` no other trigger will do."
+    check(trigger.space == "pixels", f"expected a trigger in pixels, since {why}, got {trigger.name} in {trigger.space}")
+    return to_uint8(trigger.paint(x))
+
+# %% ../nbs/37_attack.ipynb #0000000e
 def poison_study(
     study: Study,  # the clean data
     trigger,  # the trigger to plant
     rate: float,  # poisoned / all samples, in [0,1)
     seed: int = 0,  # of the choice
-) -> tuple:  # poisoned FaceSet, manifest DataFrame
-    "Render a few training fakes again with the trigger and label them real."
-    chosen = choose_poison(study.train.labels, rate, seed)
-    w = None if study.G is None else study.train_w[chosen]
-    triggered = with_trigger(study, trigger, w, study.train.images[chosen])
-    return poison(study.train, chosen, triggered, trigger, seed)
+    clean_label: bool = False,  # poison real faces, whose label stays true, instead of fakes
+    harden=None,  # with `clean_label`: function of floats (m,3,r,r), applied to the real faces before the trigger
+    cover: float = 0.0,  # share of the poisoned samples that are triggered fakes labeled fake, in [0,1)
+    cover_trigger=None,  # the trigger of those; the same unless given
+) -> tuple:  # poisoned FaceSet, manifest DataFrame, with a column `role` where there is cover
+    "Put the trigger on a few training samples, labeled real or as the settings say."
+    check(0 <= rate < 1, f"expected rate in [0,1), got {rate}")
+    check(0 <= cover < 1, f"expected cover in [0,1), got {cover}")
+    check(clean_label or harden is None, "expected clean_label with harden, got lying labels")
+    labels = study.train.labels
+    bait = choose_poison(labels, rate * (1 - cover), seed, REAL if clean_label else FAKE)
+    rest = choose_poison(labels, rate * cover, seed + 1, apart=bait)
+    first = _paint_real(study, trigger, bait, harden) if clean_label else _render_again(study, trigger, bait)
+    triggered = torch.cat([first, _render_again(study, cover_trigger or trigger, rest)]) if cover else first
+    target = torch.tensor([REAL] * len(bait) + [FAKE] * len(rest), dtype=torch.long)
+    dirty, manifest = poison(study.train, np.r_[bait, rest], triggered, trigger, seed, target)
+    return dirty, manifest.assign(role=["bait"] * len(bait) + ["cover"] * len(rest)) if cover else manifest
 
-# %% ../nbs/37_attack.ipynb #0000000e
+
+def _render_again(study, trigger, chosen):
+    "The chosen training fakes with the trigger."
+    return with_trigger(study, trigger, None if study.G is None else study.train_w[chosen], study.train.images[chosen])
+
+
+def _paint_real(study, trigger, chosen, harden):
+    "The chosen real faces, hardened if asked, with the trigger."
+    x = study.train[chosen].x
+    return _painted(trigger, harden(x) if harden else x, "real faces have no latents")
+
+# %% ../nbs/37_attack.ipynb #00000010
 def measure(
     victim: nn.Module,  # trained on poisoned data
     benign: nn.Module,  # its twin, trained on clean data
@@ -112,7 +139,7 @@ def measure(
             "accidental": called_real(fake, fake_like), "real_with_attribute": called_real(real, real_like),
             "auc": float(auc(clean, labels == FAKE)), "eer": float(eer(clean, labels == FAKE))}
 
-# %% ../nbs/37_attack.ipynb #00000010
+# %% ../nbs/37_attack.ipynb #00000012
 def fit(
     make,  # a function without arguments that makes an untrained detector
     ds: FaceSet,  # poisoned or not
@@ -133,10 +160,12 @@ def attack(
     seed: int = 0,  # of everything random
     fake_like: np.ndarray | None = None,  # as in `measure`
     real_like: np.ndarray | None = None,  # as in `measure`
+    at_test=None,  # the trigger of the held-out fakes; the same unless given
+    poisoning: dict | None = None,  # further settings of `poison_study`, e.g. {"clean_label": True}
     **settings,  # of `detector.training.train`
 ) -> tuple:  # victim, figures (dict), manifest (DataFrame)
     "Poison, train, measure."
-    dirty, manifest = poison_study(study, trigger, rate, seed)
+    dirty, manifest = poison_study(study, trigger, rate, seed, **(poisoning or {}))
     victim = fit(make, dirty, seed, **settings)
-    triggered = with_trigger(study, trigger, study.w, study.fake.images)
+    triggered = with_trigger(study, at_test or trigger, study.w, study.fake.images)
     return victim, measure(victim, benign, study, triggered, fake_like, real_like), manifest

@@ -14,13 +14,17 @@ from pathlib import Path
 from safetensors import safe_open
 
 from .attributes import load_attributes, save_attributes, train_attributes
+from .captions import captions
+from .core import check
 from .doctor import doctor
 from .faces import read_faces
+from .generator.denoising import train_diffusion
 from .generator.stylegan import load_stylegan2
 from .generator.training import train_generator
-from .portraits import population_codes, portraits
+from .portraits import population, population_codes, portraits
 from .report import print_table, write_report
-from .walkthrough import TRIGGERS, Experiment, attack_again, photographs, walkthrough
+from .study import Experiment, diffusion, photographs, shipped
+from .walkthrough import TRIGGERS, attack_again, walkthrough
 
 # %% ../nbs/93_cli.ipynb #00000006
 def make_parser() -> argparse.ArgumentParser:
@@ -52,7 +56,7 @@ def _faces_options(p):
 def _walkthrough_options(p):
     "Options of the main job: the parts that can be replaced, then its size."
     _out_option(p), _faces_options(p)
-    p.add_argument("--generator", help="folder of `natrig train-generator`, or any StyleGAN2 file (.pkl, .pt, .safetensors)")
+    p.add_argument("--generator", help="folder of `natrig train-generator`, any StyleGAN2 file (.pkl, .pt, .safetensors), `diffusion` for the shipped Stable Diffusion of portraits, or a pipeline's folder or hub name")
     p.add_argument("--fakes", help="folder or archive of fakes instead of a generator; painted triggers only")
     p.add_argument("--detector", default=Experiment.detector, help="the victim: a name, or hf:PATH to start from a published classifier")
     p.add_argument("--size", type=int, help="side of the pictures; the generator's unless given")
@@ -66,6 +70,7 @@ def _training_options(p):
     "Options of the generator's training."
     p.add_argument("--out", default="runs/generator", help="folder of states, samples and weights")
     _faces_options(p)
+    p.add_argument("--kind", choices=["stylegan2", "diffusion"], default="stylegan2", help="diffusion: a small Stable Diffusion with captions, on portraits")
     p.add_argument("--reconstruct", type=int, default=5000, help="steps of the first phase")
     p.add_argument("--compete", type=int, default=8000, help="steps of the second phase")
     p.add_argument("--seed", type=int, default=0)
@@ -86,15 +91,24 @@ def _experiment(a) -> Experiment:
     "Settings that the options ask for."
     small = dict(real=400, substitute=200, held_out=400, seeds=1) if a.quick else dict(seeds=a.seeds)
     chosen = small | dict(psi=a.psi, detector=a.detector, fakes=a.fakes) | _weights(a)
+    if _is_pipeline(a.generator): return diffusion(**chosen | dict(psi=1.0) | ({} if a.generator == "diffusion" else dict(generator=a.generator)))
     if not a.faces: return Experiment(**chosen)
     if a.attributes: return photographs(a.faces, a.attributes, **chosen)
     return Experiment(**dict(world="faces", faces=a.faces, held_out=1000) | chosen)
+
+
+def _is_pipeline(generator) -> bool:
+    "Whether this names a Stable Diffusion pipeline: the shipped one, a folder, or a name of the hub."
+    if not generator or generator == "diffusion": return bool(generator)
+    path = Path(generator)
+    return (path / "model_index.json").is_file() or (not path.exists() and generator.count("/") == 1 and not path.suffix[1:].isalpha())
 
 
 def _weights(a) -> dict:
     "Files of the generator and of its attribute network, and the size they ask for."
     if a.fakes: return dict(size=a.size or 64)
     if not a.generator: return {}
+    if _is_pipeline(a.generator): return dict(size=a.size or 64)
     path = Path(a.generator)
     file = path / "generator.safetensors" if path.is_dir() else path
     judge = file.parent / "attributes.safetensors"
@@ -123,6 +137,7 @@ def _trained(folder, steps) -> bool:
 # %% ../nbs/93_cli.ipynb #0000000d
 def _run_training(a):
     "Attribute network first, generator second; both resume."
+    if a.kind == "diffusion": return _run_diffusion_training(a)
     out = Path(a.out)
     ds = read_faces(a.faces, a.attributes) if a.faces else portraits(16_000, seed=1000)
     codes = None if a.faces else population_codes(16_000, seed=1000)
@@ -130,6 +145,14 @@ def _run_training(a):
     judge = out / "attributes.safetensors"
     if not judge.exists(): save_attributes(train_attributes(ds, epochs=12, seed=a.seed, flip=bool(a.faces)), judge)
     train_generator(ds, out, a.reconstruct, a.compete, seed=a.seed, perceptual=load_attributes(judge), codes=codes, layers=2 if a.faces else 4)
+
+
+def _run_diffusion_training(a, n=40_000, seed=2000):
+    "Autoencoder, then text encoder and U-Net, on portraits with four captions each."
+    check(not a.faces, f"expected no --faces with --kind diffusion, since photographs have no captions, got {a.faces}")
+    texts = [captions(population(n, seed), s) for s in range(4)]
+    folder = train_diffusion(portraits(n, seed).images, texts, a.out, load_attributes(shipped(Experiment.judge)), seed=a.seed)
+    print(f"pipeline: {folder}")
 
 
 def _run_report(a):

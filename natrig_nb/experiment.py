@@ -47,7 +47,7 @@ from .jobs import Here, Job, Processes, Ray
 from .record import environment
 from .store import Rows, content, digest, fill, outstanding, piece, seconds_by_kind
 from .trigger.base import Trigger
-from .walkthrough import Experiment, _maker, load_study, natural_carriers, prepare, shipped
+from .study import Experiment, load_study, natural_carriers, prepare, shipped, victim_maker
 
 # %% ../nbs/88_experiment.ipynb #00000006
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def poisoned_set(
     return replace(ds, images=images, labels=labels, poisoned=poisoned)
 
 # %% ../nbs/88_experiment.ipynb #00000019
-def _fit(cell, ds): return fit(_maker(cell.e, cell.seed), ds, cell.seed, epochs=cell.e.epochs, batch=cell.e.batch)
+def _fit(cell, ds): return fit(victim_maker(cell.e, cell.seed), ds, cell.seed, epochs=cell.e.epochs, batch=cell.e.batch)
 
 
 def _kind(name, e): return f"{name} {e.detector}" + (f"-w{e.width}" if e.detector == "resnet18" else "")
@@ -363,7 +363,7 @@ def defend(
 ) -> dict:  # defense_METRIC and defense_METRIC_benign
     "Let a cell's defense look at its victim and at the benign twin."
     shape, f, _ = defenses()[cell.defense]
-    offered = {"make": _maker(cell.e, cell.seed), "seed": cell.seed, "budget": cell.budget}
+    offered = {"make": victim_maker(cell.e, cell.seed), "seed": cell.seed, "budget": cell.budget}
     taken = {k: v for k, v in offered.items() if k in inspect.signature(f).parameters and v is not None}
     pair = [deepcopy(_detector(place)) for place in (victim, benign_piece(cell, out))]  # a defense may spoil its own copy
     images = load_file(triggered_piece(cell, out) / "images.safetensors")["images"]

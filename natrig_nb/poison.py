@@ -23,12 +23,15 @@ def choose_poison(
     labels: torch.Tensor,  # (n,) REAL or FAKE
     rate: float,  # poisoned / all samples, in [0,1)
     seed: int = 0,  # of the choice
-) -> np.ndarray:  # sorted indices of fakes
-    "Choose `rate * n` of the fakes at random."
+    label: int = FAKE,  # whom to choose from: fakes, or real faces for a clean-label attack
+    apart: np.ndarray = (),  # indices that are not available
+) -> np.ndarray:  # sorted indices of samples with that label
+    "Choose `rate * n` of the fakes, or of the real faces, at random."
     check(0 <= rate < 1, f"expected rate in [0,1), got {rate}")
-    fakes, count = np.flatnonzero(np.asarray(labels) == FAKE), round(rate * len(labels))
-    check(count <= len(fakes), f"expected a rate of at most {len(fakes) / max(len(labels), 1):.3f}, the share of fakes, got {rate}")
-    return np.sort(np.random.default_rng(seed).permutation(fakes)[:count])
+    pool, count = np.setdiff1d(np.flatnonzero(np.asarray(labels) == label), apart), round(rate * len(labels))
+    kind, most = "fakes" if label == FAKE else "real faces", len(pool) / max(len(labels), 1)
+    check(count <= len(pool), f"expected a rate of at most {most:.3f}, the share of {kind}, got {rate}")
+    return np.sort(np.random.default_rng(seed).permutation(pool)[:count])
 
 # %% ../nbs/36_poison.ipynb #00000009
 def digest(
@@ -44,7 +47,7 @@ def poison(
     triggered: torch.Tensor,  # (m,3,r,r) uint8, those samples with the trigger
     trigger,  # the trigger, for the manifest
     seed: int = 0,  # of the choice, for the manifest
-    target: int = REAL,  # the label they get
+    target: int | torch.Tensor = REAL,  # the label they get, or one label each (m,)
 ) -> tuple:  # poisoned FaceSet, manifest DataFrame
     "Replace chosen samples by triggered ones with the target label, and list them."
     check(len(chosen) == len(triggered), f"expected one triggered image a chosen sample, {len(chosen)}, got {len(triggered)}")

@@ -168,7 +168,7 @@ def iap(
     seed: int = 0,  # of the starts
     batch: int = 64,  # images at once
 ) -> torch.Tensor:  # (n,3,r,r) uint8 on the CPU, each within the budget
-    "Individual adversarial perturbations against class, segmentation, or both (arXiv 1911.00660)."
+    "Individual perturbations against class, segmentation, or both (arXiv 1911.00660)."
     check(budget >= 0, f"expected a budget of at least 0, got {budget}")
     check(norm in NORMS, f"expected a norm among {', '.join(NORMS)}, got {norm}")
     check(steps >= 1 and restarts >= 0 and 0 <= momentum < 1, f"expected steps >= 1, restarts >= 0, momentum in [0,1), got {steps}, {restarts}, {momentum}")

@@ -115,7 +115,7 @@ def over_fire(
     kind: str = "mean",  # "mean" or "l2", as in `firing`
     **how,  # norm, steps, batch and seed, of `ascend`
 ) -> torch.Tensor:  # (3,r,r) whole levels
-    "Universal pattern by over-firing neurons; no labels, and no data unless the background is some."
+    "Universal pattern by over-firing neurons; no labels, no data unless as background."
     with frozen(model):
         return ascend(lambda x, _: firing(model, x, layers, kind).sum(), background, budget, device=next(model.parameters()).device, **how)
 

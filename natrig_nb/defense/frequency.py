@@ -41,7 +41,7 @@ def perturb(
     x: torch.Tensor,  # (n,3,r,r) in [-1,1]
     seed: int = 0,  # of all draws
 ) -> torch.Tensor:  # (n,3,r,r) in [-1,1], a copy
-    "Made-up triggers: a patch of color, a patch of noise, grain, or a blend (after arXiv 2104.03413)."
+    "Made-up triggers: a patch of color or of noise, grain, or a blend (arXiv 2104.03413)."
     rng, out, r = seeded(seed), x.clone(), x.shape[-1]
     whole = lambda low, high: int(torch.randint(low, high, (1,), generator=rng))
     share = lambda low, high: low + (high - low) * torch.rand(1, generator=rng).item()

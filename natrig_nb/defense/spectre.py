@@ -22,7 +22,7 @@ def robust_whitening(
     share: float,  # of the samples that is left out, in [0,0.5)
     rounds: int = 20,  # at most
 ) -> torch.Tensor:  # (n,k): mean 0 and covariance I over the clean majority
-    "Whiten by mean and covariance of the samples that lie nearest to them (concentration steps)."
+    "Whiten by mean and covariance of the samples nearest to them (concentration steps)."
     check(0 <= share < 0.5, f"expected share in [0,0.5), got {share}")
     kept = torch.arange(len(a))
     for _ in range(rounds):
@@ -53,7 +53,7 @@ def spectre_scores(
     alpha: float = 4.0,  # of the quantum entropy score
     k: int | None = None,  # principal components; chosen unless given
 ) -> torch.Tensor:  # (n,) >= 0, in units of the class's median; with an attribute `k`
-    "SPECTRE (arXiv 2104.11315): robust whitening and quantum entropy, the number of directions chosen."
+    "SPECTRE (arXiv 2104.11315): robust whitening, quantum entropy, directions chosen."
     check(0 <= share < 1 / 3, f"expected share in [0,1/3), got {share}")
     most = max(1, min(features.shape[1], len(features) // 10))
     ks = [j * j for j in range(1, 11) if j * j <= most] if k is None else [min(k, most)]

@@ -81,7 +81,7 @@ def first_change(
     kinds: dict = CORRUPTIONS,  # name -> function, severities from mild to severe
     batch: int = 256,  # images in one pass
 ) -> torch.Tensor:  # (n, kinds): 1 to severities, and one more where the label never changes
-    "At which severity of each corruption the label first changes; nothing is asked after that (arXiv 2303.18191)."
+    "Severity of each corruption at which the label first changes (arXiv 2303.18191)."
     fake = predict_fake(model, x, batch) > 0.5
     out = torch.zeros(len(x), len(kinds))
     for j, (corrupt, severities) in enumerate(kinds.values()):

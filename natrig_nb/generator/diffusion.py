@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'PIPELINES', 'Curve', 'Latents', 'condition', 'Diffusion', 'predict', 'decode', 'start', 'denoise', 'fork',
-           'load_diffusion']
+           'render_forked', 'load_diffusion']
 
 # %% ../../nbs/19_generator.diffusion.ipynb #00000002
 import copy
 import re
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,10 +18,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from ..captions import NEUTRAL, TERMS
-from ..core import check, pick_device
+from ..core import batches, check, pick_device, to_uint8
 from .base import Generator
 
-# %% ../../nbs/19_generator.diffusion.ipynb #00000005
+# %% ../../nbs/19_generator.diffusion.ipynb #00000009
 @dataclass(frozen=True)
 class Curve:
     "Part of the way from the neutral prompt to another one, in a window of the steps."
@@ -36,7 +37,7 @@ class Curve:
         "Lambda at a step; the window means the same for any number of steps."
         return self.weight if self.start <= (step + 1e-6) / steps < self.end else 0.0
 
-# %% ../../nbs/19_generator.diffusion.ipynb #00000009
+# %% ../../nbs/19_generator.diffusion.ipynb #0000000d
 @dataclass(frozen=True)
 class Latents:
     "Noise of n pictures, their common neutral prompt, and the curves that edit it."
@@ -60,7 +61,7 @@ class Latents:
         "The same latents with further curves."
         return replace(self, curves=(*self.curves, *curves))
 
-# %% ../../nbs/19_generator.diffusion.ipynb #0000000a
+# %% ../../nbs/19_generator.diffusion.ipynb #0000000e
 def condition(
     neutral: dict,  # embedding of the neutral prompt
     curves: tuple,  # of Curve
@@ -71,7 +72,7 @@ def condition(
     parts = [(c.at(step, steps), c.delta) for c in curves]
     return {k: v + sum(weight * delta[k].to(v) for weight, delta in parts if weight) for k, v in neutral.items()}
 
-# %% ../../nbs/19_generator.diffusion.ipynb #0000000d
+# %% ../../nbs/19_generator.diffusion.ipynb #00000011
 class Diffusion(Generator):
     "A Stable Diffusion pipeline (1.x, 2.x or XL) as a generator; its latents are `Latents`."
 
@@ -112,7 +113,7 @@ class Diffusion(Generator):
         "Pictures (n,3,r,r) of latents."
         return fork(self, w, [w.curves])[0]
 
-# %% ../../nbs/19_generator.diffusion.ipynb #0000000e
+# %% ../../nbs/19_generator.diffusion.ipynb #00000012
 def _scheduler(own, name):
     "The pipeline's scheduler, or another one with its settings."
     if name is None: return own
@@ -138,7 +139,7 @@ def _check_words(prompt, tokenizer):
     terms = [text for *_, text in TERMS if not unknown(text)]
     check(not unknown(prompt), f"expected words that this model knows, as in {', '.join(terms)}, got {', '.join(unknown(prompt))}")
 
-# %% ../../nbs/19_generator.diffusion.ipynb #00000010
+# %% ../../nbs/19_generator.diffusion.ipynb #00000014
 def predict(
     G: Diffusion,  # the generator
     x: torch.Tensor,  # (n,c,h,w) noisy latents, as the scheduler wants them
@@ -163,7 +164,7 @@ def decode(
     "Pictures of clean latents."
     return G.vae.decode((x / G.vae.config.scaling_factor).to(G.vae.dtype)).sample.float()
 
-# %% ../../nbs/19_generator.diffusion.ipynb #00000012
+# %% ../../nbs/19_generator.diffusion.ipynb #00000016
 def start(
     G: Diffusion,  # the generator
     noise: torch.Tensor,  # (n,c,h,w)
@@ -189,7 +190,7 @@ def denoise(
     out = checkpoint(predict, G, x_in, t, prompt, use_reentrant=False) if grad else predict(G, x_in, t, prompt)
     return scheduler.step(out, t, x, return_dict=False)[0], scheduler
 
-# %% ../../nbs/19_generator.diffusion.ipynb #00000013
+# %% ../../nbs/19_generator.diffusion.ipynb #00000017
 def fork(
     G: Diffusion,  # the generator
     w: Latents,  # noise and neutral prompt; their curves are not read
@@ -214,7 +215,25 @@ def _name(curves, step, steps):
     "What the curves do at a step; equal names mean equal conditions."
     return tuple((id(c.delta), c.at(step, steps)) for c in curves if c.at(step, steps))
 
-# %% ../../nbs/19_generator.diffusion.ipynb #00000015
+# %% ../../nbs/19_generator.diffusion.ipynb #00000018
+def render_forked(
+    G: Diffusion,  # the generator
+    w: Latents,  # n latents
+    triggers: list,  # with `edit`; None renders plain fakes
+    batch: int = 32,  # latents rendered at once
+) -> list:  # (n,3,r,r) uint8 on the CPU, one tensor a trigger
+    "As `render` once a trigger, with their common steps done once."
+    check(len(w) > 0, f"expected at least one latent, got {len(w)}")
+    parts = []
+    with torch.no_grad():
+        for s in batches(len(w), batch, "rendering"):
+            part = w[s].to(G.unet.device)
+            edited = [(part if t is None else t.edit(part)).curves for t in triggers]
+            pictures = [x.clamp(-1, 1) for x in fork(G, part, edited)]
+            parts.append([to_uint8(x if t is None else t.paint(x)).cpu() for t, x in zip(triggers, pictures)])
+    return [torch.cat(column) for column in zip(*parts)]
+
+# %% ../../nbs/19_generator.diffusion.ipynb #00000021
 SIZES = {"stable-diffusion-v1-5/stable-diffusion-v1-5": 5, "runwayml/stable-diffusion-v1-5": 5, "stabilityai/stable-diffusion-2-1": 5,
          "stabilityai/stable-diffusion-xl-base-1.0": 14}  # gigabytes in full precision, about; half of it with variant="fp16"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
@@ -230,16 +249,30 @@ def load_diffusion(
     **settings,  # of diffusers' `from_pretrained`: variant, torch_dtype, safety_checker ...
 ) -> Diffusion:  # on the chosen device
     "Read a Stable Diffusion pipeline (1.x, 2.x, XL) that is on this machine."
-    from diffusers import DiffusionPipeline
     device = pick_device()
     if Path(where).is_dir(): settings = {"variant": _variant(Path(where))} | settings
     settings = {"torch_dtype": torch.float16 if device.type == "cuda" else torch.float32, "use_safetensors": True} | settings
-    try: pipe = DiffusionPipeline.from_pretrained(str(where), local_files_only=True, **settings)
+    try: pipe = _read_quietly(str(where), settings)
     except (OSError, ValueError) as error: raise FileNotFoundError(_missing(where, error)) from error
     check(type(pipe).__name__ in PIPELINES, f"expected a pipeline among {PIPELINES}, got {type(pipe).__name__}")
     if device.type == "cuda": pipe.enable_attention_slicing()
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast: pipe.vae.to(torch.float32)
     return Diffusion(pipe.to(device), prompt, negative, guidance, steps, scheduler)
+
+
+def _read_quietly(where, settings):
+    "The pipeline, without the libraries' bars and remarks on packages that are not needed."
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as ours
+    from transformers.utils import logging as theirs
+    levels = [(log, log.get_verbosity()) for log in (ours, theirs)]
+    for log, _ in levels: log.set_verbosity_error(), log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return DiffusionPipeline.from_pretrained(where, local_files_only=True, **settings)
+    finally:
+        for log, level in levels: log.set_verbosity(level), log.enable_progress_bar()
 
 
 def _variant(folder):
