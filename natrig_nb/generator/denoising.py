@@ -221,7 +221,7 @@ def train_diffusion(
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     tokenizer = new_tokenizer([t for each in texts for t in each])
     ids = torch.stack([_ids(tokenizer, each) for each in texts], 1)
-    weight = importance(vae, perceptual, latents[:16].to(pick_device()))
+    weight = importance(vae, perceptual, latents[:8].to(pick_device()))
     net = _train_denoiser(latents * vae.config.scaling_factor, ids, tokenizer, weight, out, steps[1], batch[1], seed, watch)
     return save_pipeline(vae, net["text_encoder"], tokenizer, net["unet"], out / "pipeline")
 

@@ -259,7 +259,7 @@ def load_diffusion(
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast: pipe.vae.to(torch.float32)
     return Diffusion(pipe.to(device), prompt, negative, guidance, steps, scheduler)
 
-
+# %% ../../nbs/19_generator.diffusion.ipynb #00000022
 def _read_quietly(where, settings):
     "The pipeline, without the libraries' bars and remarks on packages that are not needed."
     from diffusers import DiffusionPipeline

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..captions import prompt
-from ..core import REAL, check, progress
+from ..core import REAL, check
 from ..generator.diffusion import Curve, Diffusion, decode, denoise, start
+from .optimized import bounded_descent
 from .prompt import PromptTrigger
 
 # %% ../../nbs/25_trigger.prompt_optimized.ipynb #00000005
@@ -24,7 +25,7 @@ def word_length(
     if words is None: words = ["smiling", "old", "glasses", "a beard", "long hair"]
     return float(torch.stack([G.curve(prompt([word])).delta["text"].norm() for word in words]).mean())
 
-
+# %% ../../nbs/25_trigger.prompt_optimized.ipynb #00000006
 def optimize_prompt(
     G: Diffusion,  # the generator
     substitute: nn.Module,  # a detector that is not the victim
@@ -39,19 +40,13 @@ def optimize_prompt(
     check(bound > 0, f"expected a bound above 0, got {bound}")
     check(1 <= last <= G.steps, f"expected last in [1,{G.steps}], the steps of the generator, got {last}")
     unit, w = word_length(G), G.latents(steps * batch, seed)
-    u = torch.zeros_like(w.neutral["text"], dtype=torch.float32, requires_grad=True)
-    speed, losses = torch.zeros_like(u), []
-    for i in progress(range(steps), "optimizing a prompt"):
+    target = torch.full((batch,), REAL, device=w.noise.device)
+    def loss(i, u):
         x = _late_gradient(G, w[i * batch : (i + 1) * batch], {"text": u * unit}, last)
-        loss = F.cross_entropy(substitute.eval()(x.clamp(-1, 1)), torch.full((batch,), REAL, device=x.device))
-        slope, = torch.autograd.grad(loss, [u])
-        speed = 0.9 * speed + slope
-        with torch.no_grad():
-            u.sub_(lr * (1 - i / steps) * speed / speed.norm().clamp(min=1e-12))
-            u.mul_((bound / u.norm().clamp(min=1e-12)).clamp(max=1))
-        losses.append(float(loss.detach()))
-    delta = {k: torch.zeros_like(v) for k, v in w.neutral.items()} | {"text": (u.detach() * unit).to(w.neutral["text"])}
-    trigger = PromptTrigger("optimized", "prompt", float(u.detach().norm()), (Curve(delta, 1 - last / G.steps),))
+        return F.cross_entropy(substitute.eval()(x.clamp(-1, 1)), target)
+    u, losses = bounded_descent(loss, torch.zeros_like(w.neutral["text"], dtype=torch.float32), bound, steps, lr)
+    delta = {k: torch.zeros_like(v) for k, v in w.neutral.items()} | {"text": (u * unit).to(w.neutral["text"])}
+    trigger = PromptTrigger("optimized", "prompt", float(u.norm()), (Curve(delta, 1 - last / G.steps),))
     object.__setattr__(trigger, "losses", losses)
     return trigger
 
