@@ -25,7 +25,7 @@ def bounded_descent(
     steps: int,  # of the descent
     lr: float,  # length of the first step; the last is almost 0
 ) -> tuple:  # u, the losses
-    "Descend with steps of falling length and some momentum, back to the bound where u is too long."
+    "Descend with momentum in steps of falling length, back to the bound where u is too long."
     u = u.requires_grad_()
     speed, losses = torch.zeros_like(u), []
     for i in progress(range(steps), "optimizing a trigger"):
