@@ -23,7 +23,7 @@ from .generator.stylegan import load_stylegan2
 from .generator.training import train_generator
 from .portraits import population, population_codes, portraits
 from .report import print_table, write_report
-from .study import Experiment, diffusion, photographs, shipped
+from .study import Experiment, diffusion, is_pipeline, photographs, shipped
 from .walkthrough import TRIGGERS, attack_again, walkthrough
 
 # %% ../nbs/93_cli.ipynb #00000006
@@ -91,24 +91,17 @@ def _experiment(a) -> Experiment:
     "Settings that the options ask for."
     small = dict(real=400, substitute=200, held_out=400, seeds=1) if a.quick else dict(seeds=a.seeds)
     chosen = small | dict(psi=a.psi, detector=a.detector, fakes=a.fakes) | _weights(a)
-    if _is_pipeline(a.generator): return diffusion(**chosen | dict(psi=1.0) | ({} if a.generator == "diffusion" else dict(generator=a.generator)))
+    if a.generator and is_pipeline(a.generator): return diffusion(**chosen | dict(psi=1.0, generator=a.generator))
     if not a.faces: return Experiment(**chosen)
     if a.attributes: return photographs(a.faces, a.attributes, **chosen)
     return Experiment(**dict(world="faces", faces=a.faces, held_out=1000) | chosen)
-
-
-def _is_pipeline(generator) -> bool:
-    "Whether this names a Stable Diffusion pipeline: the shipped one, a folder, or a name of the hub."
-    if not generator or generator == "diffusion": return bool(generator)
-    path = Path(generator)
-    return (path / "model_index.json").is_file() or (not path.exists() and generator.count("/") == 1 and not path.suffix[1:].isalpha())
 
 
 def _weights(a) -> dict:
     "Files of the generator and of its attribute network, and the size they ask for."
     if a.fakes: return dict(size=a.size or 64)
     if not a.generator: return {}
-    if _is_pipeline(a.generator): return dict(size=a.size or 64)
+    if is_pipeline(a.generator): return dict(size=a.size or 64)
     path = Path(a.generator)
     file = path / "generator.safetensors" if path.is_dir() else path
     judge = file.parent / "attributes.safetensors"
@@ -117,6 +110,7 @@ def _weights(a) -> dict:
 # %% ../nbs/93_cli.ipynb #0000000c
 def _run_walkthrough(a):
     "The main job, its table and its report; photographs without a generator get one first."
+    if a.generator == "diffusion": a.generator = diffusion().generator
     if a.faces and not (a.generator or a.fakes):
         a.generator = "runs/faces"
         wanted = ["train-generator", "--faces", a.faces, "--out", a.generator, *(["--attributes", a.attributes] if a.attributes else [])]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from .attributes import AttributeNet, attribute_features, attribute_scores
+from .attributes import AttributeNet, attribute_features, attribute_scores, identity_change
 from .core import check
 from .generator.base import Generator, render
 
@@ -113,11 +113,10 @@ def measure_edit(
     "Mean change of every attribute score and of identity along an edit."
     before = render(G, w)
     scores, features = attribute_scores(net, before), attribute_features(net, before)
-    apart = (features - features.roll(1, 0)).norm(dim=1).mean()
     rows = []
     for s in strengths:
         after = render(G, w + s * offset.to(w.device))
         change = (attribute_scores(net, after) - scores).mean(0)
-        moved = (attribute_features(net, after) - features).norm(dim=1).mean() / apart
-        rows.append({"strength": s, **dict(zip(net.names, change.tolist())), "identity": float(moved)})
+        moved = identity_change(features, attribute_features(net, after))
+        rows.append({"strength": s, **dict(zip(net.names, change.tolist())), "identity": moved})
     return pd.DataFrame(rows)

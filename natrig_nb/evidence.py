@@ -19,7 +19,7 @@ from sklearn.manifold import TSNE
 from torch import nn
 
 from .attack import Study, with_trigger
-from .attributes import AttributeNet, attribute_features, attribute_scores
+from .attributes import AttributeNet, attribute_features, attribute_scores, identity_change
 from .core import write_atomic
 from .detector.base import predict_fake
 from .directions import measure_edit
@@ -98,11 +98,10 @@ def prompt_edits_record(
     "The same for a prompt, along its lambdas."
     before, rows = render(G, w), []
     scores, features = attribute_scores(net, before), attribute_features(net, before)
-    apart = (features - features.roll(1, 0)).norm(dim=1).mean()
     for t in triggers:
         for share in np.linspace(0, 1, 5):
             after = render(G, w, replace(t, curves=tuple(replace(c, weight=share * c.weight) for c in t.curves)))
-            moved = float((attribute_features(net, after) - features).norm(dim=1).mean() / apart)
+            moved = identity_change(features, attribute_features(net, after))
             change = (attribute_scores(net, after) - scores).mean(0).tolist()
             rows += [(t.name, share * t.strength, name, by, moved) for name, by in zip(net.names, change)]
     return pd.DataFrame(rows, columns=["trigger", "strength", "attribute", "change", "identity"]).round(4)

@@ -261,6 +261,11 @@ def attack_of(
     return t, t, how
 
 # %% ../nbs/88_experiment.ipynb #00000018
+def _piece_of(cell, out, name, make, kind=None):
+    "A piece that a cell needs, under its name."
+    return piece(out, key_of(name, cell), about(name, cell), make, kind or name)
+
+
 def triggered_piece(
     cell: Cell,  # any cell with this trigger
     out: str | Path,  # folder of the grid
@@ -269,7 +274,7 @@ def triggered_piece(
     def make(place):
         study, (_, t, _) = study_of(cell.e, out)[0], attack_of(cell, out)
         save_file({"images": with_trigger(study, t, study.w, study.fake.images).contiguous()}, place / "images.safetensors")
-    return piece(out, key_of("triggered", cell), about("triggered", cell), make, "triggered")
+    return _piece_of(cell, out, "triggered", make)
 
 
 def poisoned_piece(
@@ -283,7 +288,7 @@ def poisoned_piece(
         at = torch.where(dirty.poisoned)[0]
         save_file({"index": at, "images": dirty.images[at].contiguous(), "labels": dirty.labels[at]}, place / "samples.safetensors")
         manifest.to_csv(place / "manifest.csv", index=False)
-    return piece(out, key_of("poisoned", cell), about("poisoned", cell), make, "poisoned")
+    return _piece_of(cell, out, "poisoned", make)
 
 
 def poisoned_set(
@@ -309,7 +314,7 @@ def benign_piece(
 ) -> Path:
     "The detector trained on clean data."
     make = lambda place: save_detector(_fit(cell, study_of(cell.e, out)[0].train), place / "model.safetensors")
-    return piece(out, key_of("benign", cell), about("benign", cell), make, _kind("benign", cell.e))
+    return _piece_of(cell, out, "benign", make, _kind("benign", cell.e))
 
 
 def victim_piece(
@@ -324,7 +329,7 @@ def victim_piece(
         figures = measure(victim, benign, study, images, *natural_carriers(cell.e, t, study, directions))
         save_detector(victim, place / "model.safetensors")
         (place / "figures.json").write_text(json.dumps({"space": t.space, "strength": t.strength, **figures}))
-    return piece(out, key_of("victim", cell), about("victim", cell), make, _kind("victim", cell.e))
+    return _piece_of(cell, out, "victim", make, _kind("victim", cell.e))
 
 # %% ../nbs/88_experiment.ipynb #0000001b
 JUDGED = 60  # triggered inputs of a detection; twice as many of a repair

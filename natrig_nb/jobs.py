@@ -142,14 +142,14 @@ class Processes:
         for process, _ in all_of_them: process.join()
         self.idle, self.busy = [], {}
 
-# %% ../nbs/86_jobs.ipynb #00000011
+# %% ../nbs/86_jobs.ipynb #000000a0
 def _import_ray():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try: import ray
     except ImportError: raise ValueError("expected the package ray for the executor ray, got none: pip install ray") from None
     return ray
 
-
+# %% ../nbs/86_jobs.ipynb #00000011
 class Ray:
     "Tasks on a Ray cluster, or on one made here for the occasion."
 

@@ -49,7 +49,7 @@ def read_rows(
     check(not what, f"expected a record with columns {list(columns)} in {path}, got {what}; move the file away to start again")
     return rows
 
-# %% ../nbs/04_record.ipynb #00000008
+# %% ../nbs/04_record.ipynb #000000a0
 class Record:
     "A CSV that only grows: fixed columns, one row a key, replaced atomically."
 
@@ -89,7 +89,7 @@ class Record:
         table = pd.DataFrame(read_rows(self.path, self.columns), columns=self.columns)
         return numbers(table).sort_values(self.key, kind="stable", ignore_index=True)
 
-
+# %% ../nbs/04_record.ipynb #00000008
 def numbers(
     table: pd.DataFrame,  # of text
 ) -> pd.DataFrame:  # the same with columns of numbers where every value is one; empty text becomes NaN

@@ -147,7 +147,7 @@ def claimed(
         except OSError: raise ValueError(f"expected to be the only writer in {out}, got another grid at work there") from None
         yield out
 
-# %% ../nbs/87_store.ipynb #00000018
+# %% ../nbs/87_store.ipynb #000000a0
 NOTE = "made.json"
 
 
@@ -188,7 +188,7 @@ def _note(path):
     try: return json.loads(path.read_text())
     except (OSError, ValueError): return {}
 
-
+# %% ../nbs/87_store.ipynb #00000018
 def damage(
     path: Path,  # folder of a piece
 ) -> str | None:  # `X, got Y`; None where nothing is wrong

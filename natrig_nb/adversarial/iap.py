@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['NORMS', 'length', 'project', 'to_levels', 'class_loss', 'mask_loss', 'wanted_loss', 'frozen', 'descend', 'starts',
-           'spread', 'iap', 'fooled', 'mask_iou', 'draw_mask', 'deepfool', 'visibility']
+           'spread', 'iap', 'fooled', 'draw_mask', 'deepfool', 'visibility']
 
 # %% ../../nbs/63_adversarial.iap.ipynb #00000003
 from contextlib import contextmanager
@@ -208,16 +208,6 @@ def fooled(
     return float(call(after)[tried].double().mean())
 
 # %% ../../nbs/63_adversarial.iap.ipynb #00000026
-def mask_iou(
-    p: torch.Tensor,  # (n,1,r,r) probability of manipulated, in [0,1]
-    mask: torch.Tensor,  # (r,r) or (n,1,r,r), 0 or 1
-) -> torch.Tensor:  # (n,) in [0,1]; 1 where both are empty
-    "Intersection over union of the answer, cut at one half, and a drawing."
-    a, b = torch.broadcast_tensors(p > 0.5, mask.reshape(-1, 1, *mask.shape[-2:]) > 0.5)
-    union = (a | b).sum((1, 2, 3))
-    return torch.where(union == 0, 1.0, (a & b).sum((1, 2, 3)) / union.clamp(min=1))
-
-
 def draw_mask(
     kind: str,  # "empty", "full", "disk" or "heart"
     size: int,  # pixels a side

@@ -54,7 +54,7 @@ def isolate(
     order, k = label_loss(model, ds).argsort(), max(1, round(share * len(ds)))
     return ds[order[:k]], ds[order[k:]]
 
-# %% ../../nbs/49_defense.abl.ipynb #00000012
+# %% ../../nbs/49_defense.abl.ipynb #000000a0
 def against(
     isolated: FaceSet,  # unlearned in every step
     relabel: bool = True,  # descend on the opposite label; False: ascend on the given one
@@ -70,7 +70,7 @@ def against(
         (known + unlearn).backward()
     return backward
 
-
+# %% ../../nbs/49_defense.abl.ipynb #00000012
 def abl(
     ds: FaceSet,  # a training set, poisoned or not
     make: Callable = small_detector,  # (seed) -> an untrained detector

@@ -53,7 +53,7 @@ class Masked(nn.Module):
     @property
     def body(self): return getattr(self.held[0], "body", self.held[0])  # where a budget counts
 
-# %% ../../nbs/48_defense.anp.ipynb #0000000c
+# %% ../../nbs/48_defense.anp.ipynb #000000a0
 def _noise(masked, x, y, eps, rng):
     "Worst noise within `eps`: one signed step from a random start."
     draw = lambda: [((torch.rand(m.shape, generator=rng) * 2 - 1) * eps).to(m.device).requires_grad_() for m in masked.masks]
@@ -78,7 +78,7 @@ def shaken(
         (alpha * natural + (1 - alpha) * robust).backward()
     return backward
 
-
+# %% ../../nbs/48_defense.anp.ipynb #0000000c
 def learn_masks(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels

@@ -42,7 +42,7 @@ def training_mode(
     for m in network.modules():
         if isinstance(m, nn.modules.batchnorm._BatchNorm): m.train(norm)
 
-# %% ../../nbs/48_defense.finetune.ipynb #0000000d
+# %% ../../nbs/48_defense.finetune.ipynb #000000a0
 def constant(
     at: float,  # part of the run that is over, in [0,1]
     peak: float,  # the learning rate
@@ -57,7 +57,7 @@ def _batches(ds, batch, epochs, seed, augment, device):
     for _, index, mirror in plan(len(ds), batch, epochs, seed):
         yield pick(images, index, mirror & augment, device), ds.labels[index].to(device)
 
-
+# %% ../../nbs/48_defense.finetune.ipynb #0000000d
 def tune(
     network: nn.Module,  # changed in place: hand over a copy
     ds: FaceSet,  # faces and labels to learn

@@ -27,7 +27,7 @@ def climb(
     norm = torch.stack([(k * p.grad).norm() for k, p in zip(t, parameters)]).norm()
     return [rho * k * k * p.grad / (norm + 1e-12) for k, p in zip(t, parameters)]
 
-# %% ../../nbs/48_defense.ftsam.ipynb #0000000b
+# %% ../../nbs/48_defense.ftsam.ipynb #000000a0
 def _second_look(network, x, y):
     "Gradients at the perturbed weights, running statistics left alone."
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -53,7 +53,7 @@ def sharp(
         with torch.no_grad(): [p.copy_(k) for p, k in zip(parameters, kept)]
     return backward
 
-
+# %% ../../nbs/48_defense.ftsam.ipynb #0000000b
 def ftsam(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels

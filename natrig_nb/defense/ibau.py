@@ -52,7 +52,7 @@ def implicit_gradient(
     through = zero(torch.autograd.grad(mapped, weights, v, allow_unused=True), weights)
     return [a + b for a, b in zip(direct, through)]
 
-# %% ../../nbs/48_defense.ibau.ipynb #00000011
+# %% ../../nbs/48_defense.ibau.ipynb #000000a0
 def _unlearn(network, optimizer, x, y, delta, share, k, penalty, step):
     "One step of the outer problem; the first faces of the batch carry the perturbation."
     carries = (torch.arange(len(x), device=x.device) < max(1, round(share * len(x)))).view(-1, 1, 1, 1)
@@ -70,7 +70,7 @@ def cost(
     "What a round costs: search, outer and inner gradient, second derivatives."
     return (sweeps + 1) * (1 + BACKWARD) + (1 + BACKWARD + 2 * BACKWARD * (k + 1) if k else 0)
 
-
+# %% ../../nbs/48_defense.ibau.ipynb #00000011
 def ibau(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels

@@ -104,7 +104,7 @@ def _fit(budget, n, own, overlays):
     budget.gave_up(f"used {k} of {overlays} overlays" + (f" and looked at {seen} of {n} inputs" if seen < n else ""))
     return seen, k
 
-# %% ../../nbs/41_defense.strip.ipynb #00000014
+# %% ../../nbs/41_defense.strip.ipynb #000000a0
 OWN = 60  # clean faces that set the limit
 
 
@@ -128,7 +128,7 @@ def alternate(
     half = (len(chosen) + 1) // 2
     return chosen[torch.argsort(torch.cat([torch.arange(half) * 2, torch.arange(len(chosen) - half) * 2 + 1]))]
 
-
+# %% ../../nbs/41_defense.strip.ipynb #00000014
 def stop_early(
     ask: Callable,  # (which inputs (m,), slice of overlays) -> entropies (m,j)
     n: int,  # inputs

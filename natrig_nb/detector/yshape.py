@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ..core import FAKE, REAL, batches, check, pick_device, progress, to_float
 from .base import Detail, Detector, evaluating, predict_fake
-from .training import checksum, one_cycle, pick, plan, resume, save_run
+from .training import checksum, one_cycle, pick, plan, resume, save_when_due
 from ..forgery import Forgeries, mask_iou
 from ..metrics import accuracy
 
@@ -50,14 +50,14 @@ def arm(
     return nn.Sequential(*up(4 * w, 2 * w), *up(2 * w, 2 * w, 2), *up(2 * w, w), *up(w, w, 2),
                          nn.ConvTranspose2d(w, c_out, 3, 1, 1))
 
-# %% ../../nbs/62_detector.yshape.ipynb #00000008
+# %% ../../nbs/62_detector.yshape.ipynb #000000a0
 class Loudness(nn.Module):
     "Mean absolute activation of every channel: (n,c,h,w) -> (n,c)."
 
     def forward(self, code):
         return code.abs().mean((2, 3))
 
-
+# %% ../../nbs/62_detector.yshape.ipynb #000000b0
 class YDetector(Detector):
     "The Y-shaped auto-encoder (arXiv 1906.06876): logits are the loudness of the halves of its code."
 
@@ -99,7 +99,7 @@ class YDetector(Detector):
         label = self.head(self.body.loudness(code)).argmax(1)
         return self.segmenter(self.shared(code * keep(label, code.shape[1]))).softmax(1)[:, FAKE:]
 
-
+# %% ../../nbs/62_detector.yshape.ipynb #00000008
 def keep(
     label: torch.Tensor,  # (n,) int64, REAL or FAKE
     channels: int,  # of the code
@@ -145,7 +145,7 @@ def judge(
     return {"accuracy": accuracy(predict_fake(model, ds.images, batch), ds.labels), "iou": float(mask_iou(masks[fake], ds.masks[fake]).mean()),
             "false_pixels": float((masks[~fake] > 0.5).float().mean())}
 
-# %% ../../nbs/62_detector.yshape.ipynb #00000016
+# %% ../../nbs/62_detector.yshape.ipynb #b7dae487
 def train_yshape(
     model: YDetector,  # changed in place
     ds: Forgeries,  # images, labels and masks to learn
@@ -176,14 +176,11 @@ def train_yshape(
         optimizer.zero_grad(), each.sum().backward(), optimizer.step()
         state["loss"], state["step"] = each.detach().cpu() + state["loss"], k + 1
         if state["step"] % steps == 0: bar.set_postfix(_close(state, model, val, steps, time.time() - clock), refresh=False)
-        over = state["step"] == epochs * steps
-        if checkpoint and (over or time.time() - saved > every):
-            save_run(checkpoint, run, state, model, None if over else optimizer)
-            saved = time.time()
+        saved = save_when_due(checkpoint, run, state, model, optimizer, epochs * steps, saved, every)
     model.history = pd.DataFrame(state["history"])
     return model.eval()
 
-
+# %% ../../nbs/62_detector.yshape.ipynb #00000016
 def _close(state, model, val, steps, seconds):
     "Close an epoch: the three mean losses, what `judge` says, a fresh sum."
     each = (state["loss"] / steps).tolist()

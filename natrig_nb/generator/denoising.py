@@ -68,7 +68,7 @@ def autoencoder_loss(
     posterior = vae.encode(x).latent_dist
     return picture_loss(vae.decode(posterior.sample()).sample, x, perceptual, axes) + beta * posterior.kl().mean() / posterior.mean[0].numel()
 
-# %% ../../nbs/18_generator.denoising.ipynb #0000000f
+# %% ../../nbs/18_generator.denoising.ipynb #000000a0
 def learn(
     net: nn.Module,  # what is trained, in place
     loss: Callable[[], torch.Tensor],  # one step's loss; draws from the global random stream
@@ -100,7 +100,7 @@ def learn(
             saved = time.time()
     return average
 
-
+# %% ../../nbs/18_generator.denoising.ipynb #0000000f
 def _descend(net, average, optimizer, loss, decay):
     "One step of the optimizer and of the moving average."
     value = loss()
@@ -191,7 +191,7 @@ def denoising_loss(
     latents: torch.Tensor,  # (n,c,h,w) of unit variance
     ids: torch.Tensor,  # (n,t) tokens of the captions
     weight: torch.Tensor | float = 1.0,  # (1,1,h,w) of `importance`
-    gamma: float = 50.0,  # largest signal-to-noise ratio that counts in full (arXiv 2303.09556, whose 5 hides a smile)
+    gamma: float = 50.0,  # largest signal-to-noise ratio that counts in full (arXiv 2303.09556 takes 5; small details need more)
 ) -> torch.Tensor:  # scalar
     "Squared error of the predicted velocity at random times (arXiv 2202.00512)."
     n, noise = len(latents), torch.randn_like(latents)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..attributes import AttributeNet, attribute_features, attribute_scores
+from ..attributes import AttributeNet, attribute_features, attribute_scores, identity_change
 from ..captions import prompt
 from ..core import check, to_float
 from ..generator.diffusion import Diffusion, Latents, render_forked
@@ -94,7 +94,7 @@ def compare(
     i, r = net.names.index(attribute), before.shape[-1]
     change = (attribute_scores(net, after) - attribute_scores(net, before))[:, i].mean()
     corner = lambda x: torch.cat([to_float(x)[..., : r // 4, : r // 5], to_float(x)[..., : r // 4, -(r // 5) :]], 3).flatten(1)
-    moved = lambda look: float((look(after) - look(before)).norm(dim=1).mean() / (look(before) - look(before).roll(1, 0)).norm(dim=1).mean())
+    moved = lambda look: identity_change(look(before), look(after))
     return {"change": float(change), "identity": moved(lambda x: attribute_features(net, x)), "background": moved(corner)}
 
 # %% ../../nbs/25_trigger.prompt.ipynb #00000013
