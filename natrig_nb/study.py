@@ -113,7 +113,7 @@ def shipped(
 def is_pipeline(
     generator: str,  # a file, a folder, or a name of the hub
 ) -> bool:
-    "Whether this names a Stable Diffusion pipeline, here or on the hub, and no file of a StyleGAN2."
+    "Whether this names a Stable Diffusion pipeline, here or on the hub."
     path = shipped(generator)
     if path.exists(): return (path / "model_index.json").is_file()
     return generator.count("/") == 1 and not path.suffix[1:].isalpha()
