@@ -7,6 +7,7 @@ __all__ = ['BadNets']
 
 # %% ../../nbs/23_trigger.badnets.ipynb #00000003
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -14,6 +15,13 @@ from ..core import check
 from .base import Trigger
 
 # %% ../../nbs/23_trigger.badnets.ipynb #00000006
+@lru_cache(maxsize=16)
+def _board(side, k):
+    "The checkerboard (side * k, side * k) of -1 and 1."
+    i = torch.arange(side)
+    return (1.0 - 2.0 * ((i[:, None] + i) % 2)).repeat_interleave(k, 0).repeat_interleave(k, 1)
+
+
 @dataclass(frozen=True)
 class BadNets(Trigger):
     "A black-and-white checkerboard in the lower right corner (arXiv 1708.06733)."
@@ -30,9 +38,7 @@ class BadNets(Trigger):
         "Pictures (n,3,r,r) with the patch in their corner, one pixel from the edges."
         check(x.shape[-1] > self.side + 1, f"expected pictures larger than {self.side + 1} pixels, got {x.shape[-1]}")
         k = max(x.shape[-1] // 64, 1)
-        i = torch.arange(self.side, device=x.device)
-        board = (1.0 - 2.0 * ((i[:, None] + i) % 2)).repeat_interleave(k, 0).repeat_interleave(k, 1)
         side, y = self.side * k, x.clone()
         corner = y[:, :, -side - k : -k, -side - k : -k]
-        corner.lerp_(board.to(x.dtype).expand_as(corner), self.strength)
+        corner.lerp_(_board(self.side, k).to(x), self.strength)
         return y

@@ -7,6 +7,7 @@ __all__ = ['Blended']
 
 # %% ../../nbs/24_trigger.blended.ipynb #00000003
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,13 @@ from ..core import check, seeded
 from .base import Trigger
 
 # %% ../../nbs/24_trigger.blended.ipynb #00000006
+@lru_cache(maxsize=16)
+def _veil(size, seed):
+    "The pattern (1,3,size,size)."
+    noise = torch.rand(1, 3, 32, 32, generator=seeded(seed)) * 2 - 1
+    return F.interpolate(noise, size=(size, size), mode="nearest")
+
+
 @dataclass(frozen=True)
 class Blended(Trigger):
     "A fixed random pattern mixed into the picture (arXiv 1712.05526)."
@@ -27,9 +35,8 @@ class Blended(Trigger):
         check(0 < self.strength < 1, f"expected strength in (0,1), got {self.strength}")
 
     def pattern(self, size):
-        "The pattern (1,3,size,size) in [-1,1]."
-        noise = torch.rand(1, 3, 32, 32, generator=seeded(self.seed)) * 2 - 1
-        return F.interpolate(noise, size=(size, size), mode="nearest")
+        "The pattern (1,3,size,size) in [-1,1]; shared, so do not change it in place."
+        return _veil(size, self.seed)
 
     def paint(self, x):
         "Pictures (n,3,r,r) under the veil."
