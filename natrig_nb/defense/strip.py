@@ -54,7 +54,7 @@ def wavering(
     x: torch.Tensor,  # (n,3,r,r) uint8, or float in [-1,1]
     chosen: torch.Tensor,  # (m,3,r,r) overlays
     mode: str = "convex",  # or "additive"
-    batch: int = 512,  # mixtures in one forward pass
+    batch: int = 256,  # mixtures in one forward pass
 ) -> torch.Tensor:  # (n,m) bits in [0,1], float64
     "Entropy of the answer to every input under every overlay."
     out = torch.empty(len(x), len(chosen), dtype=torch.double)
@@ -72,7 +72,7 @@ def strip(
     overlays: int = 20,  # clean faces laid over each input; forward passes an input
     mode: str = "convex",  # or "additive"
     seed: int = 0,  # which clean faces
-    batch: int = 512,  # mixtures in one forward pass
+    batch: int = 256,  # mixtures in one forward pass
     sure: float | None = None,  # stop with an input that is clean by so many standard errors; None: all overlays
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
 ) -> torch.Tensor:  # (n,) minus mean entropy in bits, in [-1,0]; higher = more suspicious
