@@ -118,8 +118,10 @@ def anp(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels
     threshold: float = 0.2,  # neurons with a smaller mask go, in [0,1]
-    **settings,  # of `learn_masks`: eps, alpha, epochs, lr, batch, seed, budget
+    seed: int = 0,  # of order and noise
+    budget: Budget | int | float | None = None,  # passes, seconds, or no limit
+    **settings,  # further ones of `learn_masks`: eps, alpha, epochs, lr, batch
 ) -> nn.Module:  # a repaired copy, with its `budget`
     "Adversarial Neuron Pruning (Wu & Wang 2021)."
-    masked = learn_masks(model, clean, **settings)
+    masked = learn_masks(model, clean, seed=seed, budget=budget, **settings)
     return note(without(model, masked, threshold), masked.budget)
