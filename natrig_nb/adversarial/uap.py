@@ -155,18 +155,18 @@ def mislead(
 def errors(
     model: nn.Module,  # a detector
     ds: FaceSet,  # faces with their true labels
-    v: torch.Tensor,  # (3,r,r) pattern
+    v: torch.Tensor,  # (3,r,r) pattern, or the faces after any other attack, (n,3,r,r) uint8
 ) -> dict:  # shares in [0,1]: before, error, error_real, error_fake, changed
     "Error rates before and under a pattern, and the share of answers that changed."
     wrong = lambda p: (p > 0.5) != (ds.labels == FAKE)
-    before, after = wrong(predict_fake(model, ds.images)), wrong(predict_fake(model, lay(ds.images, v)))
+    before, after = wrong(predict_fake(model, ds.images)), wrong(predict_fake(model, lay(ds.images, v) if v.ndim == 3 else v))
     share = lambda bad, where=slice(None): float(bad[where].double().mean()) if len(bad[where]) else float("nan")
     return dict(before=share(before), error=share(after), error_real=share(after, ds.labels == REAL),
                 error_fake=share(after, ds.labels == FAKE), changed=share(before != after))
 
 # %% ../../nbs/64_adversarial.uap.ipynb #00000021
 def transfer(
-    patterns: dict,  # name of the source -> (3,r,r) pattern
+    patterns: dict,  # name of the source -> as `errors` takes it
     models: dict,  # name -> detector
     sets: dict,  # name -> FaceSet with true labels
 ) -> pd.DataFrame:  # source, detector, data, before, error, error_real, error_fake, changed
