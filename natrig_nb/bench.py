@@ -204,7 +204,7 @@ def _false(r):
 def draw_map(
     figures: pd.DataFrame,  # of `defense_figures`
 ):  # the figure
-    "Triggers by defenses; dark: seen or stopped; ring: at the price of false alarms or accuracy."
+    "Triggers by defenses; dark: seen or stopped; ring: with false alarms or lost accuracy."
     wide = figures.assign(merit=[_merit(r) for _, r in figures.iterrows()], false=[_false(r) for _, r in figures.iterrows()])
     wide = wide.sort_values("shape", key=lambda s: s.map({k: i for i, k in enumerate(READ)}), kind="stable")
     names, triggers = wide.defense.unique(), wide.trigger.unique()
@@ -233,7 +233,7 @@ def _name_shapes(ax, shapes):
 def draw_ranks(
     tables: dict,  # heading -> (mean ranks, p, critical difference)
 ):  # the figure
-    "Mean ranks with the critical difference as a bar: defenses whose bars overlap with the best one's are not told apart."
+    "Mean ranks; blue: not told apart from the best one by the critical difference (line)."
     figure, axes = panels(1, len(tables), width=2.6, height=0.2 * max(len(r) for r, *_ in tables.values()) + 0.5)
     for ax, (heading, (ranks, p, apart)) in zip(axes[0], tables.items()):
         alike = ranks <= ranks.iloc[0] + apart
