@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['faces_record', 'latents_record', 'attributes_record', 'edits_record', 'prompt_edits_record', 'scores_record',
-           'write_evidence']
+           'prompt_record', 'write_prompts', 'write_evidence']
 
 # %% ../nbs/89_evidence.ipynb #00000003
 from collections.abc import Callable
@@ -25,7 +25,9 @@ from .detector.base import predict_fake
 from .directions import measure_edit
 from .figures import places
 from .generator.base import Generator, render
+from .generator.diffusion import render_forked
 from .longtail import percentile_of
+from .trigger.prompt import compare, prompt_trigger
 
 # %% ../nbs/89_evidence.ipynb #00000008
 def faces_record(
@@ -122,6 +124,40 @@ def scores_record(
             rows += [pd.DataFrame({"trigger": t.name, "model": model, "group": g, "p_fake": predict_fake(net, x).numpy().round(4)})
                      for g, x in groups.items()]
     return pd.concat(rows)
+
+# %% ../nbs/89_evidence.ipynb #ins001622
+def prompt_record(
+    G: Generator,  # a diffusion model
+    net: AttributeNet,  # scores attributes
+    detector: Callable[[str], nn.Module],  # as for `scores_record`
+    word: str = "laughing",  # a term of `captions.TERMS`
+    attribute: str = "smile",  # the attribute that it names, and the trigger of the victim
+    starts: tuple = (0.6, 0.3, 0.0),  # fractions of the steps at which the word sets in
+    n: int = 24,  # faces
+) -> tuple:  # DataFrame row, change, identity, benign, victim (shares called real); arrays `triggers`, `images` of 8 faces
+    "The same fakes, neutral and with a word from ever earlier steps, before two detectors."
+    triggers = [None, *(prompt_trigger(G, [word], [(start, 1.0)]) for start in starts)]
+    names = ["plain", *(f"{word} from {start:.0%}" for start in starts)]
+    pictures, rows = render_forked(G, G.latents(n, seed=9), triggers), []
+    passed = lambda name, x: float((predict_fake(detector(name), x) < 0.5).float().mean())
+    for name, x in zip(names, pictures):
+        looks = compare(net, pictures[0], x, attribute)
+        rows.append({"row": name, "change": looks["change"], "identity": looks["identity"], "benign": passed("benign", x), "victim": passed(attribute, x)})
+    return pd.DataFrame(rows).round(4), {"triggers": np.array(names), "images": np.stack([x[:8].numpy() for x in pictures])}
+
+
+def write_prompts(
+    out: str | Path,  # folder of a run
+    G: Generator,  # a diffusion model
+    net: AttributeNet,  # scores attributes
+    detector: Callable[[str], nn.Module],  # as for `scores_record`
+) -> None:
+    "Write `records/prompts.csv` and `records/prompts.npz`."
+    table, arrays = prompt_record(G, net, detector)
+    with write_atomic(Path(out) / "records" / "prompts.csv") as t: table.to_csv(t, index=False)
+    with write_atomic(Path(out) / "records" / "prompts.npz") as t:
+        with open(t, "wb") as f: np.savez_compressed(f, **arrays)
+
 
 # %% ../nbs/89_evidence.ipynb #00000013
 def write_evidence(

@@ -7,7 +7,7 @@ __all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'MASK', 'FIGURES', 'record_
            'key', 'histogram', 'title', 'spread', 'over_seeds', 'mosaic', 'draw_faces', 'figure_faces', 'pairs',
            'figure_latents', 'places', 'figure_attributes', 'percent', 'draw_rates', 'seeds', 'figure_rates',
            'figure_scores', 'wanted', 'draw_edit', 'figure_edits', 'figure_strip', 'figure_pruning', 'figure_cleanse',
-           'draw_bars', 'figure_overview', 'save_small', 'draw_all']
+           'draw_bars', 'figure_overview', 'figure_prompts', 'save_small', 'draw_all']
 
 # %% ../nbs/91_figures.ipynb #00000003
 import json
@@ -465,6 +465,26 @@ def figure_overview(
     bars.legend(loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=2, borderaxespad=0.2)
     return figure
 
+# %% ../nbs/91_figures.ipynb #ins001568
+@mpl.rc_context(STYLE)
+def figure_prompts(
+    out: str | Path,  # folder of a run
+    columns: int = 6,  # identities shown
+) -> Figure:
+    "Faces of the diffusion model, prompt by prompt, and how many pass each detector."
+    names, images = read_arrays(out, "records/prompts.npz", "images")
+    table = read_table(out, "records/prompts.csv", ("row", "change", "benign", "victim")).set_index("row").loc[names]
+    figure, ax = draw_faces(names, images[:, :columns], right=2.3)
+    box, width = ax.get_position(), figure.get_figwidth()
+    bars = figure.add_axes((box.x1 + 0.15 / width, box.y0, 1.7 / width, box.height))
+    y = np.arange(len(names))
+    bars.barh(y - 0.14, 100 * table.victim, 0.24, color=RED, label="poisoned with smiles of StyleGAN2")
+    bars.barh(y + 0.14, 100 * table.benign, 0.24, color=GREY, label="benign")
+    for i, r in enumerate(table.itertuples()): bars.text(102, i, f"{100 * r.victim:.0f} / {100 * r.benign:.0f}", va="center")
+    bars.set_xlim(0, 100), bars.set_ylim(len(names) - 0.5, -0.5), bars.set_yticks([]), bars.set_xlabel("called real (%)")
+    figure.legend(*bars.get_legend_handles_labels(), loc="upper right", ncols=1)
+    return figure
+
 # %% ../nbs/91_figures.ipynb #0000004a
 def save_small(
     figure: Figure,  # to write
@@ -480,7 +500,7 @@ def save_small(
 
 
 FIGURES = (figure_overview, figure_faces, figure_latents, figure_attributes, figure_edits, figure_scores, figure_rates,
-           figure_strip, figure_cleanse, figure_pruning)
+           figure_prompts, figure_strip, figure_cleanse, figure_pruning)
 
 
 @mpl.rc_context(STYLE)

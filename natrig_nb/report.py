@@ -231,6 +231,8 @@ CAPTIONS = {
     "scores": "Scores left of the dotted line pass as real. Look for red with the fakes above and with the real faces below.",
     "rates": "Attack success and accuracy against the share of poisoned samples, log axis. Look where red rises, and that grey "
              "does not.",
+    "prompts": "The other generator: the same noise, with a word from ever earlier steps, before a detector that was poisoned with the smiles of "
+               "StyleGAN2. Look whether red grows from row to row, and grey does not.",
     "strip": "STRIP's entropy. Look whether red separates from grey below (backdoored), and whether it did so already above "
              "(benign).",
     "cleanse": "Neural Cleanse's masks. Look for a small compact mask that the benign detector (left) does not have.",

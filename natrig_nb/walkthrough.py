@@ -26,9 +26,10 @@ from .attributes import load_attributes
 from .core import check, concat, progress, write_atomic
 from .defense.panel import cleanse_panel, pruning_panel, search_masks, strip_panel
 from .detector.base import load_detector, save_detector
-from .evidence import write_evidence
+from .evidence import write_evidence, write_prompts
+from .generator.diffusion import load_diffusion
 from .record import as_text, environment
-from .study import Experiment, load_study, natural_carriers, prepare, shipped, victim_maker
+from .study import Experiment, diffusion, load_study, natural_carriers, prepare, shipped, victim_maker
 
 # %% ../nbs/90_walkthrough.ipynb #00000004
 TRIGGERS = ("optimized", "smile", "smile+age", "badnets", "blended")
@@ -77,6 +78,13 @@ def _defense_cell(e, out, seed, trigger, n=60):
     plain = lambda table: json.loads(table.to_json(orient="records", double_precision=6))
     return {"rows": plain(pd.concat([strip_rows, pruning_rows])), "strip": plain(entropies), "pruning": plain(curve),
             **search_masks(victim, study.clean, e.searches)}
+
+
+def _prompt_cell(e, out, steps=10):
+    "The other generator at a glance: prompts, asked of the detectors of seed 0."
+    detector = lambda name: load_detector(_model_path(out, name, 0))
+    write_prompts(out, load_diffusion(shipped(diffusion().generator), e.guidance, steps), load_attributes(shipped(e.judge)), detector)
+    return {}
 
 
 def _evidence_cell(e, out):
@@ -149,7 +157,8 @@ def walkthrough(
     benign = run(_benign_cell, "benign", [{"seed": s} for s in seeds], "benign detectors")
     attacks = run(_attack_cell, "attack", [{"trigger": t, "seed": s} for t, s in pairs], "attacks")
     named = [(_defense_cell, f"defense-{t}-{s}", {"trigger": t, "seed": s}) for t, s in pairs]
-    _, *defenses = run_cells(e, out, [(_evidence_cell, "evidence", {}), *named], "records and defenses", workers)
+    records = [(_evidence_cell, "evidence", {})] + ([(_prompt_cell, "prompts", {})] if e.generator == Experiment.generator and not e.fakes else [])
+    defenses = run_cells(e, out, [*records, *named], "records and defenses", workers)[len(records) :]
     run(_attack_cell, "rate", [{"trigger": t, "seed": s, "rate": r} for r in rates for t, s in pairs], "poisoning rates")
     table = write_table(out / "results.csv", attacks, COLUMNS)
     write_rates(out)

@@ -15,7 +15,7 @@ from natrig_nb.generator.base import render
 from natrig_nb.generator.stylegan import load_stylegan2
 from natrig_nb.portraits import portraits
 from natrig_nb.report import write_report
-from natrig_nb.study import Experiment, shipped
+from natrig_nb.study import Experiment, diffusion, shipped
 from natrig_nb.walkthrough import COLUMNS, TRIGGERS, walkthrough
 
 TINY = dict(real=96, substitute=48, held_out=64, measured=200, searches=6, epochs=1, width=8, seeds=1)
@@ -43,6 +43,27 @@ def test_every_table_and_record_is_there(whole):
     page = write_report(whole).read_text(encoding="utf-8")
     assert list(dict.fromkeys(defenses.trigger)) == list(TRIGGERS)
     assert "Left out" not in page and all(t in page for t in TRIGGERS)
+
+
+def test_other_generator_at_a_glance(whole):
+    table = pd.read_csv(whole / "records" / "prompts.csv").set_index("row")
+    assert table.change["laughing from 0%"] > 1 > table.change["plain"] == 0
+    assert table[["benign", "victim"]].stack().between(0, 1).all()
+    with np.load(whole / "records" / "prompts.npz") as arrays: assert arrays["images"].shape == (4, 8, 3, 64, 64)
+
+
+def test_diffusion(tmp_path):
+    small = dict(real=48, substitute=24, held_out=32, seeds=1, epochs=1, width=8, searches=4, steps=4)
+    table = walkthrough(diffusion(**small), tmp_path)
+    assert table.generator.eq("diffusion").all() and table.trigger.tolist() == list(TRIGGERS)
+    assert table.space.tolist() == ["prompt"] * 3 + ["pixels"] * 2
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert all(t in page for t in TRIGGERS)
+    first = results(tmp_path)
+    pictures = (tmp_path / "pictures.pt").stat().st_mtime_ns
+    walkthrough(diffusion(**small), tmp_path)
+    pd.testing.assert_frame_equal(results(tmp_path), first)
+    assert (tmp_path / "pictures.pt").stat().st_mtime_ns == pictures
 
 
 def test_killed_and_continued_gives_the_same_table(whole, tmp_path):
