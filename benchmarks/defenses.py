@@ -269,7 +269,7 @@ def show(row):
 def main():
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--peers"), parse.add_argument("--repeats", type=int, default=5), parse.add_argument("--note", default="")
-    parse.add_argument("--only", nargs="*"), parse.add_argument("--out", default=ROOT / "data/results/benchmark-defenses.json")
+    parse.add_argument("--only", nargs="*"), parse.add_argument("--out", help="the record; with --only none is written unless asked for")
     asked = parse.parse_args()
     torch.set_num_threads(1), warnings.simplefilter("ignore")
     case = Case()
@@ -283,8 +283,8 @@ def main():
     record = dict(environment=environment(), load_average=round(os.getloadavg()[0], 1), date=time.strftime("%Y-%m-%d"), note=asked.note, clock="processor seconds, fastest round",
                   peers={k: version(packages[k]) for k in peers}, missing=why,
                   case=dict(network="resnet18 of width 16", size=SIZE, training=TRAINING, clean=CLEAN, inputs=INPUTS, overlays=OVERLAYS, steps=STEPS, pictures=PICTURES), rows=rows)
-    if not asked.only:
-        with write_atomic(Path(asked.out)) as temporary: temporary.write_text(json.dumps(record, indent=1) + "\n")
+    if asked.out or not asked.only:
+        with write_atomic(Path(asked.out or ROOT / "data/results/benchmark-defenses.json")) as temporary: temporary.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__": main()
