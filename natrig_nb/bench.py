@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FEW', 'CLEAN', 'READ', 'ASKS', 'RANKED', 'bench_cells', 'bench_rows', 'main_part', 'attack_table', 'defense_figures',
            'defense_grid', 'merits', 'ranking', 'over', 'handling_table', 'write_three', 'draw_map', 'draw_ranks',
-           'draw_over', 'rankings', 'tables', 'bench']
+           'draw_over', 'rankings', 'tables']
 
 # %% ../nbs/96_bench.ipynb #00000003
 from pathlib import Path
@@ -18,8 +18,8 @@ from scipy import stats
 
 from .core import check, write_atomic
 from .defense.base import band
-from .experiment import HANDLING, defenses, expand, grid, trigger_names
-from .figures import BLUE, GREY, ORANGE, STYLE, panels, save_small, spread
+from .experiment import HANDLING, defenses, expand, trigger_names
+from .figures import BLUE, GREY, ORANGE, STYLE, key, panels, save_small, spread
 from .report import cell
 from .store import read_rows
 from .study import Experiment
@@ -256,11 +256,12 @@ def draw_over(
         part = table[table.trigger == t]
         if axis == "rate": part = part.sort_values(axis)
         x = 100 * part[axis] if axis == "rate" else part[axis].astype(str)
-        ax.errorbar(x, 100 * part.asr, 100 * np.array([part.asr - part.low, part.high - part.asr]).clip(0), color=ORANGE, marker="o", ms=3, ls="-" if axis == "rate" else "none", capsize=2)
-        ax.plot(x, 100 * part.asr_benign, color=BLUE, marker="s", ms=3, ls="--" if axis == "rate" else "none")
+        ax.errorbar(x, 100 * part.asr, 100 * np.array([part.asr - part.low, part.high - part.asr]).clip(0), color=ORANGE, marker="o", ms=3, ls="-" if axis == "rate" else "none", capsize=2, label="backdoored detector")
+        ax.plot(x, 100 * part.asr_benign, color=BLUE, marker="s", ms=3, ls="--" if axis == "rate" else "none", label="benign detector")
         ax.set_title(t, loc="left"), ax.set_ylim(-4, 104)
         if axis != "rate": ax.tick_params(axis="x", rotation=60)
     for ax in axes.flat[len(names):]: ax.set_visible(False)
+    key(figure, axes.flat[0])
     figure.supylabel("called real (%)", fontsize=8), figure.supxlabel({"rate": "poisoned (%)"}.get(axis, ""), fontsize=8)
     return figure
 
@@ -278,7 +279,8 @@ def rankings(
 
 def tables(
     out: str | Path,  # folder of a grid
-    to: str | Path | None = None,  # folder of tables and figures; `out` unless given
+    to: str | Path | None = None,  # folder for `tables`; `out` unless given
+    pictures: str | Path | None = None,  # folder of figures; `figures` beside the tables unless given
 ) -> dict:  # name -> table
     "All tables of a grid in three formats, and their figures."
     rows, to = bench_rows(out), Path(to or out)
@@ -293,18 +295,6 @@ def tables(
         found |= {f"ranks-{name}": ranks.rename("mean rank").rename_axis("defense").reset_index().assign(friedman_p=p, critical_difference=apart) for name, (ranks, p, apart) in ranked.items()}
         drawn |= {"defenses": draw_map(figures)} | ({"ranks": draw_ranks(ranked)} if ranked else {})
     for name, t in found.items(): write_three(t, to / "tables" / name)
-    for name, figure in drawn.items(): save_small(figure, to / "figures" / name)
+    for name, figure in drawn.items(): save_small(figure, Path(pictures or to / "figures") / name)
     return found
 
-
-def bench(
-    e: Experiment,  # the settings
-    out: str | Path,  # folder of rows, pieces, tables and figures; the same one continues
-    executor: str = "processes",  # or "ray"
-    address: str | None = None,  # of a Ray cluster
-    workers: int | None = None,  # processes; one a processor unless given
-    **axes,  # of `bench_cells`
-) -> dict:  # name -> table
-    "Every trigger against every defense, and the tables of it, by one call."
-    grid(bench_cells(e, **axes), out, workers=workers, executor=executor, address=address)
-    return tables(out)

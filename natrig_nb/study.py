@@ -88,7 +88,7 @@ def diffusion(
     **settings,  # further fields of `Experiment`
 ) -> Experiment:
     "Settings for Stable Diffusion on portraits."
-    small = dict(real=1200, substitute=200, held_out=800, epochs=5, psi=1.0, percentile=99.0, reach=0.5)
+    small = dict(real=1200, substitute=200, held_out=800, epochs=10, psi=1.0, percentile=99.9, reach=0.2)
     return Experiment(**{**small, "generator": "data/portraits-diffusion", **settings})
 
 # %% ../nbs/87_study.ipynb #00000009
