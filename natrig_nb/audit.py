@@ -320,6 +320,7 @@ def place_all(
         others = [b[k] for b in f["benign"] if k in b]
         s = stand(f["figures"][k], others, level, grain)
         if f["shape"] == "filter": s = stand(f["figures"][k], []) | {"why": "benign ones did not learn from this set"}
+        if s["low"] is not None and not k.startswith("anomaly"): s |= {"low": max(s["low"], 0.0 if f["shape"] != "repair" else -1.0), "high": min(s["high"], 1.0)}
         f.setdefault("stands", {})[k] = {"value": f["figures"][k], "others": others, **s}
     return found
 
@@ -406,7 +407,8 @@ def track_record(
 ) -> str:  # HTML; empty without a record
     "How a defense did here against painted and natural triggers, and on benign detectors."
     metric, says = MEASURE.get(shape, ("", ""))
-    part, lines = table[(table.defense == name.removesuffix("_detect")) & (table.metric == metric)], []
+    part, lines = table[(table.defense == name) & (table.metric == metric)], []
+    if name == "strip_additive" and part.empty: part = table[(table.defense == "strip") & (table.metric == "auroc_additive")]  # as the main job records it
     for world, rows in part.groupby("world", sort=False):
         text = []
         for kind, group in rows.groupby(np.where(rows.space == "pixels", "painted", "natural"), sort=True):
@@ -419,7 +421,7 @@ def track_record(
 STYLE = CSS + """
 .verdict { border-left: 4px solid var(--soft); padding: .2rem 1rem; margin: 1.4rem 0; font-size: 1.15rem }
 .verdict.unusual { border-color: #c53a32 } .mark { color: #c53a32; font-weight: 600 } .soft, .record, .account { color: var(--soft) }
-.record, .account { font-size: .87rem; margin: .4rem 0 } h3 .mark { font-size: .85rem; margin-left: .6rem }
+.record, .account { font-size: .87rem; margin: .4rem 0 } h1 { overflow-wrap: anywhere } h3 .mark { font-size: .85rem; margin-left: .6rem }
 svg.stand { width: 15rem; height: 1.3rem; display: block } td.number { white-space: nowrap }
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: .5rem; max-width: 52rem; margin: .6rem 0 }
 .sheet figure { margin: 0 } .sheet img { width: 100%; display: block; border-radius: 3px } .sheet figcaption { font-size: .72rem; line-height: 1.3; overflow-wrap: anywhere }
