@@ -26,7 +26,7 @@ import matplotlib as mpl
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from ..core import FAKE, PALETTE, REAL, FaceSet, check, concat, seeded, to_float, write_atomic
-from ..detector.base import evaluating, load_detector, make_detector, save_detector
+from ..detector.base import evaluating, load_detector, make_detector, predict_fake, save_detector
 from ..detector.training import train
 from ..detector.yshape import YDetector, load_yshape, reach
 from ..faces import read_faces
@@ -110,9 +110,10 @@ def class_table(
     for name, how in settings.items():
         for target in (REAL, FAKE):
             x = ds.images[ds.labels == 1 - target]
+            if ((predict_fake(model, x) > 0.5).long() == target).all(): continue  # wrong about all of them: nothing is left to attack
             table = attack_curve(name, lambda b: iap(model, x, target, budget=b / 255, **how), budgets, x, model, net, target)
             rows.append(table.assign(target=target, n=len(x)))
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["attack", "target", "strength", "success", "n"])
 
 # %% ../../nbs/67_adversarial.study.ipynb #0000000d
 DRAWINGS = {"empty": ("empty", 1.0), "full": ("full", 1.0), "disk": ("disk", 1.0), "heart": ("heart", 0.7), "large heart": ("heart", 1.0)}
@@ -399,7 +400,7 @@ def figure_masks(
     "A heart fabricated step by step, and the IoU of every drawing beside what the decoder can draw."
     table = pd.read_csv(Path(out) / "masks-forgeries.csv")
     with np.load(Path(out) / "pictures.npz", allow_pickle=False) as f: at, images, masks = f["at"], f["images"], f["masks"]
-    figure = Figure(figsize=(8.2, 3.1), layout="constrained")
+    figure = Figure(figsize=(8.2, 2.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
     n = images.shape[1]
     axes = left.subplots(n, 2 * len(at), gridspec_kw=dict(wspace=0.03, hspace=0.03))
