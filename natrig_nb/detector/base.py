@@ -121,6 +121,7 @@ DETECTORS = {
     "resnet18": "natrig_nb.detector.resnet:ResNet18",
     "xception": "natrig_nb.detector.xception:Xception",
     "efficientnet": "natrig_nb.detector.efficientnet:EfficientNet",
+    "yshape": "natrig_nb.detector.yshape:YShape",
     "hub": "natrig_nb.detector.hub:HubClassifier",
 }
 
