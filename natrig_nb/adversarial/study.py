@@ -397,7 +397,7 @@ def figure_class(
 def figure_masks(
     out: str | Path,  # folder of the records
 ) -> Figure:
-    "A heart fabricated step by step, and the IoU of every drawing beside what the decoder can draw."
+    "A heart fabricated step by step, and the IoU of every drawing beside the decoder's own."
     table = pd.read_csv(Path(out) / "masks-forgeries.csv")
     with np.load(Path(out) / "pictures.npz", allow_pickle=False) as f: at, images, masks = f["at"], f["images"], f["masks"]
     figure = Figure(figsize=(8.2, 2.5), layout="constrained")
@@ -471,7 +471,7 @@ def figure_transfer(
 def figure_visible(
     out: str | Path,  # folder of the records
 ) -> Figure:
-    "Success against visibility: pixel, universal, latent and backdoor attacks on the same fakes."
+    "Success against visibility: pixel, universal, latent, backdoor; on the same fakes."
     table = pd.read_csv(Path(out) / "visible-portraits.csv")
     figure, axes = panels(1, 2, 2.7, 2.1, sharey=True)
     names = list(dict.fromkeys(table.attack))
@@ -533,5 +533,5 @@ def equal_visibility(
     out: str | Path = "data/results/adversarial",  # folder of the records
     feature: float = 0.3,  # feature distance at which all are read
 ) -> pd.DataFrame:  # attack, strength, success, psnr, ssim, linf, l2, feature
-    "The one table: each attack at the strength where it moves the attribute features equally far."
+    "Each attack at the strength where it moves the attribute features equally far."
     return at_visibility(pd.read_csv(Path(out) / "visible-portraits.csv"), feature)
