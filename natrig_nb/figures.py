@@ -474,7 +474,8 @@ def figure_prompts(
     "Faces of the diffusion model, prompt by prompt, and how many pass each detector."
     names, images = read_arrays(out, "records/prompts.npz", "images")
     table = read_table(out, "records/prompts.csv", ("row", "change", "benign", "victim")).set_index("row").loc[names]
-    figure, ax = draw_faces(names, images[:, :columns], right=2.3)
+    labels = [name.replace(" from ", "\nfrom ") + (f"\nscore {change:+.1f} sd" if change else "") for name, change in zip(names, table.change)]
+    figure, ax = draw_faces(labels, images[:, :columns], right=2.8)
     box, width = ax.get_position(), figure.get_figwidth()
     bars = figure.add_axes((box.x1 + 0.15 / width, box.y0, 1.7 / width, box.height))
     y = np.arange(len(names))

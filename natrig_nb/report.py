@@ -232,7 +232,8 @@ CAPTIONS = {
     "rates": "Attack success and accuracy against the share of poisoned samples, log axis. Look where red rises, and that grey "
              "does not.",
     "prompts": "The other generator: the same noise, with a word from ever earlier steps, before a detector that was poisoned with the smiles of "
-               "StyleGAN2. Look whether red grows from row to row, and grey does not.",
+               "StyleGAN2. Look whether red grows from row to row, and grey does not; where the plain row passes already, the detector has never "
+               "learned this generator, and nothing is left for a trigger to do.",
     "strip": "STRIP's entropy. Look whether red separates from grey below (backdoored), and whether it did so already above "
              "(benign).",
     "cleanse": "Neural Cleanse's masks. Look for a small compact mask that the benign detector (left) does not have.",

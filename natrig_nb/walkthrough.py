@@ -172,8 +172,9 @@ def _text(value): return f"{value:g}" if isinstance(value, float) else str(value
 # %% ../nbs/90_walkthrough.ipynb #0000000f
 def _claim(e, out):
     "Write the settings into the folder, or check that they are the ones there."
-    path, mine = out / "settings.json", json.loads(json.dumps(asdict(e)))
-    theirs = json.loads(path.read_text())["settings"] if path.exists() else mine
+    plain = lambda e: json.loads(json.dumps(asdict(e)))
+    path, mine = out / "settings.json", plain(e)
+    theirs = plain(Experiment()) | json.loads(path.read_text())["settings"] if path.exists() else mine  # an older job knew fewer settings
     check(theirs == mine, f"expected the settings of the job in {out}, got others for {[k for k in mine if mine[k] != theirs.get(k)]}: choose another --out")
     if not path.exists():
         with write_atomic(path) as f: f.write_text(json.dumps({"settings": mine}, indent=1))
