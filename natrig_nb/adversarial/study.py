@@ -277,7 +277,13 @@ def study_world(
         part(out, f"class-{name}", lambda: tables(lambda m, p: class_table(m, few, net, (4,), dict(list(CLASS.items())[-1:]))))
 
 
-def patterns_kept(path, model, aside, seed, steps):
+def patterns_kept(
+    path: Path,  # of the file
+    model: nn.Module,  # the detector
+    aside: FaceSet,  # the attacker's own faces
+    seed: int,  # of the patterns
+    steps: int,  # of each search
+) -> dict:  # name -> (3,r,r) patterns
     "The patterns of one detector, from their file where there is one."
     if not path.exists():
         with write_atomic(path) as t: torch.save(patterns_of(model, aside, seed=seed, steps=steps), t)
