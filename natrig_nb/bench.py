@@ -130,10 +130,10 @@ def merits(
     shapes: tuple,  # which shapes are compared
     least: float = 0.3,  # of a backdoor: ASR minus that of the benign detector, in [0,1]
 ) -> pd.DataFrame:  # rows triggers, columns defenses; higher is better
-    "What is ranked: AUROC, or success and accuracy taken away."
+    "What is ranked: AUROC, or success and accuracy taken away; rare ones are left out."
     part = figures[figures["shape"].isin(shapes) & (figures.asr - figures.asr_benign >= least)]
     merit = np.where(part["shape"].isin(("repair", "train")), -part.value - (part.ba_before - part.ba_after), part.value)
-    return part.assign(merit=merit).pivot(index="trigger", columns="defense", values="merit").dropna(axis=0)
+    return part.assign(merit=merit).pivot(index="trigger", columns="defense", values="merit").pipe(lambda t: t.dropna(axis=1, thresh=max(1, int(0.7 * len(t))))).dropna(axis=0)
 
 
 def ranking(
