@@ -1,6 +1,7 @@
 """The Y-shaped detector trained and judged; adds one entry to data/results/yshape.json.
 
-python benchmarks/yshape.py portraits [train [IMAGES EPOCHS]]     judge the shipped weights, or train them anew first (8000, 10)
+python benchmarks/yshape.py portraits [train [IMAGES EPOCHS [START]]]  judge the shipped weights, or train them first (8000, 10);
+                                                                  `start`: weights to go on from, on forgeries they have not seen
 python benchmarks/yshape.py faces FILE [START]                    train on self-blended photographs; nothing but figures is kept
 """
 import json
@@ -46,13 +47,13 @@ def write(world, row):
     print(json.dumps(whole[world], indent=1))
 
 
-def portraits(train="", images=8000, epochs=10):
+def portraits(train="", images=8000, epochs=10, start=""):
     "The shipped weights on people who were never seen."
     run, test = "runs/yshape-portraits.pt", portrait_forgeries(1000, seed=1002)
     if train:
         torch.manual_seed(SEED)
-        model = YShape()
-        fit(model, portrait_forgeries(int(images), seed=SEED), int(epochs), 4e-3, run)
+        model, fresh = (load_yshape(start), 1) if start else (YShape(), 0)
+        fit(model, portrait_forgeries(int(images), seed=SEED + fresh), int(epochs), 2e-3 if start else 4e-3, run)
         save_detector(model, WEIGHTS)
     model = load_yshape(WEIGHTS)
     row = {k: round(v, 4) for k, v in judge(model, test).items()}

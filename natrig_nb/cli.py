@@ -67,6 +67,9 @@ def _walkthrough_options(p):
     p.add_argument("--size", type=int, help="side of the pictures; the generator's unless given")
     p.add_argument("--seeds", type=int, default=3, help="repetitions")
     p.add_argument("--psi", type=float, default=Experiment.psi, help="truncation of all fakes, in (0,1]")
+    p.add_argument("--prompt", help="what a diffusion model is asked for without a trigger")
+    p.add_argument("--guidance", type=float, help="weight of the prompt of a diffusion model")
+    p.add_argument("--steps", type=int, help="denoising steps of a diffusion model")
     p.add_argument("--rates", type=float, nargs="*", default=[], metavar="RATE", help="further poisoning rates, for the curve of success against rate")
     p.add_argument("--quick", action="store_true", help="one seed and small sets: a look at the path, not at the figures")
 
@@ -130,7 +133,9 @@ def _experiment(a) -> Experiment:
     "Settings that the options ask for."
     small = dict(real=400, substitute=200, held_out=400, seeds=1) if a.quick else dict(seeds=a.seeds)
     chosen = small | dict(psi=a.psi, detector=a.detector, fakes=a.fakes) | _weights(a)
-    if a.generator and is_pipeline(a.generator): return diffusion(**chosen | dict(psi=1.0, generator=a.generator))
+    sampling = {k: v for k, v in dict(neutral=a.prompt, guidance=a.guidance, steps=a.steps).items() if v is not None}
+    if a.generator and is_pipeline(a.generator): return diffusion(**chosen | dict(psi=1.0, generator=a.generator) | sampling)
+    check(not sampling, f"expected a diffusion model as --generator with --prompt, --guidance and --steps, got {a.generator or 'none'}")
     if not a.faces: return Experiment(**chosen)
     if a.attributes: return photographs(a.faces, a.attributes, **chosen)
     return Experiment(**dict(world="faces", faces=a.faces, held_out=1000) | chosen)

@@ -17,6 +17,7 @@ import torch
 
 from .attack import Study, fit, image_study, make_study
 from .attributes import attribute_features, attribute_scores, load_attributes
+from .captions import NEUTRAL
 from .core import FaceSet, check, write_atomic
 from .detector.base import load_detector, make_detector
 from .detector.meso import Meso4
@@ -69,7 +70,8 @@ class Experiment:
     width: int = 16  # of a ResNet-18
     seeds: int = 3  # repetitions
     terms: tuple = ("laughing", "old")  # what a diffusion model is asked for, one term an edit
-    guidance: float = 3.0  # of a diffusion model
+    neutral: str = NEUTRAL  # what a diffusion model is asked for without a trigger
+    guidance: float = 3.0  # of a diffusion model, its weight of the prompt
     steps: int = 20  # of its denoising
     bound_prompt: float = 1.0  # of the optimized prompt, in lengths of a word
 
@@ -126,7 +128,7 @@ def load_generator(
     "The StyleGAN2 of a file, or the Stable Diffusion of a folder or of the hub."
     where = shipped(e.generator)
     if not is_pipeline(e.generator): return load_stylegan2(where)
-    return Remembered(lambda: load_diffusion(where if where.is_dir() else e.generator, e.guidance, e.steps), Path(out) / "pictures.pt")
+    return Remembered(lambda: load_diffusion(where if where.is_dir() else e.generator, e.guidance, e.steps, prompt=e.neutral), Path(out) / "pictures.pt")
 
 
 def prepare(

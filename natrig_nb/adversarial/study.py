@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NETWORKS', 'CLASS', 'DRAWN', 'DRAWINGS', 'SENT', 'UNIVERSAL', 'RED', 'SHARE', 'SHORT', 'DRAW', 'NEEDS', 'part',
-           'parts', 'world', 'trained', 'class_table', 'mask_table', 'patterns_of', 'pattern_table', 'matrix',
-           'firing_table', 'visible_table', 'drawing_steps', 'layer_maps', 'study_world', 'patterns_kept',
+           'parts', 'world', 'with_noise', 'trained', 'class_table', 'mask_table', 'patterns_of', 'pattern_table',
+           'matrix', 'firing_table', 'visible_table', 'drawing_steps', 'layer_maps', 'study_world', 'patterns_kept',
            'study_yshape', 'save_pictures', 'adversarial_study', 'crossing', 'heat', 'figure_class', 'figure_masks',
            'mean_over_seeds', 'figure_patterns', 'figure_transfer', 'figure_visible', 'figure_firing',
            'draw_adversarial', 'equal_visibility']
@@ -25,7 +25,7 @@ from ..attributes import AttributeNet, load_attributes
 import matplotlib as mpl
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from ..core import FAKE, PALETTE, REAL, FaceSet, check, concat, seeded, to_float, write_atomic
+from ..core import FAKE, PALETTE, REAL, FaceSet, check, concat, seeded, to_float, to_uint8, write_atomic
 from ..detector.base import evaluating, load_detector, make_detector, predict_fake, save_detector
 from ..detector.training import train
 from ..detector.yshape import YDetector, load_yshape, reach
@@ -68,7 +68,7 @@ NETWORKS = {"meso4": dict(size=64), "mesoinception4": dict(size=64), "resnet18":
 def world(
     real: FaceSet,  # at least n + 2 * held faces
     G: Generator,  # makes as many fakes
-    n: int = 300,  # real faces to train on
+    n: int = 1000,  # real faces to train on
     held: int = 60,  # real faces of the attacker, and as many to measure on
     psi: float = 0.5,  # truncation of the fakes
 ) -> dict:  # FaceSets train, aside and test, each half fake
@@ -79,6 +79,19 @@ def world(
     cut = {"train": slice(n), "aside": slice(n, n + held), "test": slice(n + held, n + 2 * held)}
     sets = {k: concat(FaceSet(real.images[s]), fake[s]) for k, s in cut.items()}
     return {k: ds[torch.randperm(len(ds), generator=seeded(7))] for k, ds in sets.items()}
+
+
+def with_noise(
+    ds: FaceSet,  # labeled faces
+    budget: float = 24 / 255,  # of the loudest noise, L-inf, images in [0,1]
+    seed: int = 0,  # of the noise
+) -> FaceSet:  # twice as many: each face as it is, and with noise of its own
+    "Faces beside noisy copies: uniform or of random signs, each of another strength."
+    rng, x = seeded(seed), to_float(ds.images)
+    sign, noise = torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5, 2 * torch.rand(x.shape, generator=rng) - 1
+    loud = 2 * budget * torch.rand(len(x), 1, 1, 1, generator=rng)  # pictures in [-1,1] are twice as wide
+    noisy = FaceSet(to_uint8((x + loud * torch.where(sign, noise.sign(), noise)).clamp(-1, 1)), ds.labels, names=ds.names)
+    return concat(ds, noisy)[torch.randperm(2 * len(ds), generator=rng)]
 
 
 def trained(
@@ -265,6 +278,7 @@ def study_world(
 ) -> None:
     "Patterns, transfer, firing and class curves of the detectors of one world."
     for seed in seeds:
+        if _made(out, work, name, seed, networks): continue
         get = lambda k: trained(Path(work) / f"{name}-{k}-{seed}.safetensors", k, networks[k], sets["train"], seed, epochs)
         models = {k: get(k) for k in networks}
         patterns = {k: patterns_kept(Path(work) / f"{name}-{k}-{seed}.pt", m, sets["aside"], seed, steps) for k, m in models.items()}
@@ -275,6 +289,13 @@ def study_world(
         part(out, f"firing-{name}", lambda: tables(lambda m, p: firing_table(m, sets["test"][:40], p)))
         few = sets["test"][:40]
         part(out, f"class-{name}", lambda: tables(lambda m, p: class_table(m, few, net, (4,), dict(list(CLASS.items())[-1:]))))
+
+
+def _made(out, work, name, seed, networks):
+    "Whether nothing is left to do; of the first seed the weights are wanted as well, for `crossing`."
+    tables = [f"{kind}-{name}-{seed}" for kind in ("patterns", "transfer")] + ([] if seed else [f"firing-{name}", f"class-{name}"])
+    kept = [Path(work) / f"{name}-{k}-0.{end}" for k in networks for end in ("safetensors", "pt")]
+    return all((Path(out) / f"{t}.csv").exists() for t in tables) and (seed > 0 or all(p.exists() for p in kept))
 
 
 def patterns_kept(
@@ -332,7 +353,7 @@ def adversarial_study(
     walkthrough: str | Path | None = None,  # folder of a finished one; None leaves out the comparison at equal visibility
     seeds: tuple = (0, 1, 2),  # repetitions
     images: int = 80,  # painted forgeries of which the class is attacked; masks are drawn on a seventh of them
-    n: int = 300,  # real faces that detectors learn from, with as many fakes
+    n: int = 1000,  # real faces that detectors learn from, with as many fakes
 ) -> None:
     "All records of the study; goes on where an earlier run stopped."
     check(faces is None or bool(generator and judge), "expected generator and judge with faces, got photographs alone")
@@ -341,6 +362,8 @@ def adversarial_study(
     if walkthrough: part(out, "visible-portraits", lambda: visible_table(walkthrough, Experiment()))
     sets = {"portraits": (world(portraits(n + 120, seed=77), load_stylegan2(shipped("data/portraits-generator.safetensors")), n), net)}
     study_world(out, work, "portraits", *sets["portraits"], seeds=seeds)
+    known, steady = sets["portraits"][0], "portraits, noise known"
+    study_world(out, work, steady, known | {"train": with_noise(known["train"])}, net, seeds=seeds)
     if faces is None: return
     sets["photographs"] = world(read_faces(faces, attributes=[], limit=n + 120), load_stylegan2(generator), n), load_attributes(judge)
     study_world(out, work, "photographs", *sets["photographs"], seeds=seeds)
@@ -450,7 +473,8 @@ def figure_patterns(
         part = table[table.world == w]
         before = mean_over_seeds(part.assign(pattern="nothing"), "pattern", "detector", "before")
         heat(ax, pd.concat([before, mean_over_seeds(part, "pattern", "detector")]))
-        ax.set_title(f"{w}: error rate (%)")
+        ax.set_title(w)
+    figure.supxlabel("error rate (%)", fontsize=8)
     return figure
 
 

@@ -67,4 +67,4 @@ def latent_keys(
     digest = lambda *tensors: hashlib.sha256(b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)).hexdigest()[:32]
     if isinstance(w, torch.Tensor): return [digest(row) for row in w]
     edits = [digest(c.delta["text"]) + f"{c.start:.6f}{c.end:.6f}{c.weight:.6f}" for c in w.curves if c.weight]
-    return [digest(row) + "".join(edits) for row in w.noise]
+    return [digest(row, w.neutral["text"]) + "".join(edits) for row in w.noise]
