@@ -54,7 +54,9 @@ def bench_rows(
     rows = read_rows(out)
     check(len(rows) > 0, f"expected rows of a grid in {out}, got none: run `natrig grid --out {out}`")
     good = rows.error.isna()
-    kept = rows[good].reset_index(drop=True)
+    names = trigger_names(Experiment())
+    place = lambda column: column.map(lambda t: names.index(t) if t in names else len(names))
+    kept = rows[good].sort_values("trigger", key=place, kind="stable", ignore_index=True)
     kept.attrs["failed"] = int((~good).sum())
     return kept
 

@@ -90,8 +90,9 @@ def diffusion(
     **settings,  # further fields of `Experiment`
 ) -> Experiment:
     "Settings for Stable Diffusion on portraits."
-    small = dict(real=1200, substitute=200, held_out=800, epochs=10, psi=1.0, percentile=99.9, reach=0.2)
-    return Experiment(**{**small, "generator": "data/portraits-diffusion", **settings})
+    small = dict(real=2000, substitute=200, held_out=800, epochs=10, psi=1.0, percentile=99.9, reach=0.4)
+    asked = dict(neutral="a photo of a serious person", guidance=6.0)
+    return Experiment(**{**small, **asked, "generator": "data/portraits-diffusion", **settings})
 
 # %% ../nbs/87_study.ipynb #00000009
 def real_faces(

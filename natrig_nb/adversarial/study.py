@@ -362,7 +362,7 @@ def adversarial_study(
     if walkthrough: part(out, "visible-portraits", lambda: visible_table(walkthrough, Experiment()))
     sets = {"portraits": (world(portraits(n + 120, seed=77), load_stylegan2(shipped("data/portraits-generator.safetensors")), n), net)}
     study_world(out, work, "portraits", *sets["portraits"], seeds=seeds)
-    known, steady = sets["portraits"][0], "portraits, noise known"
+    known, steady = sets["portraits"][0], "portraits-noise"
     study_world(out, work, steady, known | {"train": with_noise(known["train"])}, net, seeds=seeds)
     if faces is None: return
     sets["photographs"] = world(read_faces(faces, attributes=[], limit=n + 120), load_stylegan2(generator), n), load_attributes(judge)
@@ -460,6 +460,9 @@ def mean_over_seeds(
     return wide.loc[list(dict.fromkeys(table[rows])), list(dict.fromkeys(table[columns]))]
 
 
+def _worlds(table): return sorted(set(table.world), key=lambda w: (w == "photographs", w))
+
+
 @mpl.rc_context(STYLE)
 def figure_patterns(
     out: str | Path,  # folder of the records
@@ -467,7 +470,7 @@ def figure_patterns(
     "Error rates of every detector under its own universal patterns."
     table = parts(out, "patterns")
     table.loc[table.detector == "yshape", "world"] = "portraits"
-    worlds = list(dict.fromkeys(sorted(table.world, reverse=True)))
+    worlds = _worlds(table)
     figure = Figure(figsize=(1.9 + 2.9 * len(worlds), 2.7), layout="constrained")
     for ax, w in zip(figure.subplots(1, len(worlds), sharey=True, squeeze=False)[0], worlds):
         part = table[table.world == w]
@@ -484,7 +487,7 @@ def figure_transfer(
 ) -> Figure:
     "Error rates: rows = whose weights made the attack, columns = who is attacked."
     table = parts(out, "transfer")
-    worlds, kinds = list(dict.fromkeys(sorted(table.world, reverse=True))), ["individual", *SENT]
+    worlds, kinds = _worlds(table), ["individual", *SENT]
     figure = Figure(figsize=(2.0 * len(kinds) + 1.1, 2.05 * len(worlds) + 0.5), layout="constrained")
     for row, w in zip(figure.subplots(len(worlds), len(kinds), sharex=True, sharey=True, squeeze=False), worlds):
         for ax, kind in zip(row, kinds):

@@ -42,12 +42,13 @@ WINDOWS = {"smiling": (0.3, 1.0), "laughing": (0.3, 1.0), "old": (0.1, 1.0)}  # 
 
 def windows(
     words: list,  # terms, as in `captions.TERMS`
-    apart: bool = True,  # each in a window of its own, the later ones later; else each where it works best alone
+    apart: bool = True,  # each from where it works best alone to where the next one sets in; else all to the end
 ) -> list:  # pairs (start, end) in fractions of the steps
     "Step windows for terms asked for together."
     alone = [WINDOWS.get(word, (0.2, 1.0)) for word in words]
     if not apart or len(words) < 2: return alone
-    edges = np.linspace(min(a for a, _ in alone), 1, len(words) + 1)
+    starts = [a for a, _ in alone]
+    edges = [*starts, 1.0] if starts == sorted(set(starts)) else np.linspace(min(starts), 1, len(words) + 1)  # evenly where that gives no order
     return [(float(a), float(b)) for a, b in zip(edges, edges[1:])]
 
 
@@ -136,11 +137,11 @@ def choose_weight(
     percentile: float = 99.0,  # of the real faces, that triggered ones shall pass
     reach: float = 0.5,  # share of the triggered faces that shall pass it
     weights=(0.5, 1.0, 1.5, 2.0, 2.5, 3.0),  # tried, in rising order
-) -> tuple:  # the weight, the last one if none reaches; the share of faces past the percentile at each weight
+) -> tuple:  # the weight, the one with the largest share if none reaches; the share of faces past the percentile at each weight
     "Smallest lambda that lifts a share of the fakes past a percentile of the real population."
     check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
     i = net.names.index(attribute)
     goal = torch.quantile(population[:, i], percentile / 100)
     pictures = render_forked(G, w, [prompt_trigger(G, [word], [span], weight) for weight in weights])
     shares = [float((attribute_scores(net, x)[:, i] > goal).float().mean()) for x in pictures]
-    return next((weight for weight, share in zip(weights, shares) if share >= reach), weights[-1]), shares
+    return next((weight for weight, share in zip(weights, shares) if share >= reach), weights[int(np.argmax(shares))]), shares
