@@ -191,21 +191,22 @@ def write_three(
 def _merit(r):
     "How well a defense does, 0 to 1, from a row of `defense_figures`."
     if r["shape"] in ("repair", "train"): return 1 - r.value
-    return r.value if r["shape"] == "inspect" else max(0.0, 2 * r.value - 1)
+    if r["shape"] == "inspect": return r.value if r.seeds > 2 else np.nan  # fewer benign detectors make no band
+    return max(0.0, 2 * r.value - 1)
 
 
 def _false(r):
     "Whether the benign twin looks as bad, or the accuracy is lost."
     if r["shape"] in ("repair", "train"): return r.ba_before - r.ba_after > 0.05
     if r["shape"] == "filter": return False  # the poison is there; a clean detector's features may find its false labels even better
-    return (r.benign > 0.5) if r["shape"] == "inspect" else r.value - r.benign < 0.1
+    return (r.seeds > 2 and r.benign > 0.5) if r["shape"] == "inspect" else r.value - r.benign < 0.1
 
 
 @mpl.rc_context(STYLE)
 def draw_map(
     figures: pd.DataFrame,  # of `defense_figures`
 ):  # the figure
-    "Triggers by defenses; dark: seen or stopped; ring: with false alarms or lost accuracy."
+    "Triggers by defenses; dark: seen or stopped; ring: with false alarms or lost accuracy; grey: no value."
     wide = figures.assign(merit=[_merit(r) for _, r in figures.iterrows()], false=[_false(r) for _, r in figures.iterrows()])
     wide = wide.sort_values("shape", key=lambda s: s.map({k: i for i, k in enumerate(READ)}), kind="stable")
     names, triggers = wide.defense.unique(), wide.trigger.unique()
@@ -213,6 +214,7 @@ def draw_map(
     rings = wide.pivot(index="trigger", columns="defense", values="false").reindex(index=triggers, columns=names)
     figure = Figure(figsize=(0.34 * len(names) + 1.9, 0.24 * len(triggers) + 1.5), layout="constrained")
     ax = figure.subplots()
+    ax.set_facecolor("0.85")  # shows where there is no value
     image = ax.imshow(values.to_numpy(float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for y, x in zip(*np.nonzero(rings.fillna(False).to_numpy(bool))): ax.plot(x, y, "o", mfc="none", mec=ORANGE, ms=6, mew=1)
     ax.set_xticks(range(len(names)), names, rotation=60, ha="right"), ax.set_yticks(range(len(triggers)), triggers)

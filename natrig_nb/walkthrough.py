@@ -83,7 +83,8 @@ def _defense_cell(e, out, seed, trigger, n=60):
 def _prompt_cell(e, out, steps=10):
     "The other generator at a glance: prompts, asked of the detectors of seed 0."
     detector = lambda name: load_detector(_model_path(out, name, 0))
-    write_prompts(out, load_diffusion(shipped(diffusion().generator), e.guidance, steps), load_attributes(shipped(e.judge)), detector)
+    d = diffusion()
+    write_prompts(out, load_diffusion(shipped(d.generator), d.guidance, steps, prompt=d.neutral), load_attributes(shipped(e.judge)), detector)
     return {}
 
 
