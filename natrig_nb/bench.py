@@ -206,7 +206,7 @@ def _false(r):
 def draw_map(
     figures: pd.DataFrame,  # of `defense_figures`
 ):  # the figure
-    "Triggers by defenses; dark: seen or stopped; ring: with false alarms or lost accuracy; grey: no value."
+    "Triggers by defenses; dark: seen or stopped; ring: at a price; grey: no value."
     wide = figures.assign(merit=[_merit(r) for _, r in figures.iterrows()], false=[_false(r) for _, r in figures.iterrows()])
     wide = wide.sort_values("shape", key=lambda s: s.map({k: i for i, k in enumerate(READ)}), kind="stable")
     names, triggers = wide.defense.unique(), wide.trigger.unique()
