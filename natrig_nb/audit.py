@@ -128,7 +128,7 @@ def repaired(
         figures["suspects move towards fake by"] = scores["suspects"].mean()
     return figures, scores, f"repaired, it is right about {after:.0%} of the trusted images"
 
-
+# %% ../nbs/95_audit.ipynb #87cdc9c1
 def detected(
     f: Callable,  # (model, x, clean) -> scores (n,)
     model: nn.Module,  # asked
@@ -141,7 +141,7 @@ def detected(
     above = s[:n] - threshold(s[n:])
     return {"AUROC of suspects": found}, {"suspects": above}, f"{int((above > 0).sum())} of {n} suspects above 95 % of the trusted images"
 
-
+# %% ../nbs/95_audit.ipynb #1cdd3813
 def filtered(
     f: Callable,  # (model, ds) -> scores (n,)
     model: nn.Module,  # asked
@@ -153,7 +153,7 @@ def filtered(
     top = s.topk(max(1, len(s) // 50)).values.mean()
     return {"top 2 % above the rest": (top - middle) / (high - low).clamp(min=1e-9)}, {"training": s}, ""
 
-
+# %% ../nbs/95_audit.ipynb #9ec99669
 def inspected(
     f: Callable,  # (model, clean) -> anomaly (2,)
     model: nn.Module,  # asked
@@ -165,7 +165,7 @@ def inspected(
     if abs(float(a.sum())) < 1e-6: figures.pop("anomaly towards fake")
     return figures, {}, ""
 
-
+# %% ../nbs/95_audit.ipynb #d01a7820
 LOOKS = {"inspect": inspected, "detect": detected, "filter": filtered, "repair": repaired}
 
 # %% ../nbs/95_audit.ipynb #00000014

@@ -194,14 +194,14 @@ def _merit(r):
     if r["shape"] == "inspect": return r.value if r.seeds > 2 else np.nan  # fewer benign detectors make no band
     return max(0.0, 2 * r.value - 1)
 
-
+# %% ../nbs/96_bench.ipynb #79a00d48
 def _false(r):
     "Whether the benign twin looks as bad, or the accuracy is lost."
     if r["shape"] in ("repair", "train"): return r.ba_before - r.ba_after > 0.05
     if r["shape"] == "filter": return False  # the poison is there; a clean detector's features may find its false labels even better
     return (r.seeds > 2 and r.benign > 0.5) if r["shape"] == "inspect" else r.value - r.benign < 0.1
 
-
+# %% ../nbs/96_bench.ipynb #050cc714
 @mpl.rc_context(STYLE)
 def draw_map(
     figures: pd.DataFrame,  # of `defense_figures`
@@ -222,7 +222,7 @@ def draw_map(
     figure.colorbar(image, ax=ax, shrink=0.8, label="seen or stopped")
     return figure
 
-
+# %% ../nbs/96_bench.ipynb #2be0d0f4
 def _name_shapes(ax, shapes):
     "The shape above its columns, with a line between shapes."
     for shape in dict.fromkeys(shapes):
@@ -231,7 +231,7 @@ def _name_shapes(ax, shapes):
         if at[0]: ax.axvline(at[0] - 0.5, color="white", lw=2)
     ax.tick_params(length=0), ax.spines[:].set_visible(False)
 
-
+# %% ../nbs/96_bench.ipynb #9d67dc5c
 @mpl.rc_context(STYLE)
 def draw_ranks(
     tables: dict,  # heading -> (mean ranks, p, critical difference)
@@ -246,7 +246,7 @@ def draw_ranks(
         ax.set_xlabel("mean rank, 1 is best"), ax.set_title(f"{heading}, p = {p:.1g}", loc="left")
     return figure
 
-
+# %% ../nbs/96_bench.ipynb #1702a194
 @mpl.rc_context(STYLE)
 def draw_over(
     table: pd.DataFrame,  # trigger, a column to spread over, asr, low, high, asr_benign

@@ -328,7 +328,7 @@ def study_yshape(
     part(out, "firing-forgeries", lambda: firing_table(model, ds[:24], patterns).assign(**yours))
     if not (Path(out) / "pictures.npz").exists(): save_pictures(Path(out) / "pictures.npz", model, ds, patterns)
 
-
+# %% ../../nbs/67_adversarial.study.ipynb #9381a978
 def save_pictures(
     path: Path,  # the .npz
     model: YDetector,  # the segmenting detector
@@ -343,7 +343,7 @@ def save_pictures(
     with write_atomic(path) as t:
         np.savez_compressed(t, layers=np.array(layers), **maps, **{f"shown_{k}": y.numpy() for k, y in shown.items()}, **steps)
 
-
+# %% ../../nbs/67_adversarial.study.ipynb #81b7b9eb
 def adversarial_study(
     out: str | Path,  # folder of the records
     work: str | Path = "runs/adversarial",  # folder of weights and patterns

@@ -94,7 +94,7 @@ def checksum(
     for t in tensors: crc = zlib.crc32(t.detach().cpu().numpy().tobytes(), crc)
     return crc
 
-
+# %% ../../nbs/35_detector.training.ipynb #20072052
 def save_run(
     path: str | Path,  # the file to replace
     run: dict,  # settings and checksums of the run
@@ -106,7 +106,7 @@ def save_run(
     parts = dict(run=run, state=state, model=model.state_dict(), optimizer=optimizer and optimizer.state_dict())
     with write_atomic(path) as t: torch.save(parts, t)
 
-
+# %% ../../nbs/35_detector.training.ipynb #8ab00260
 def save_when_due(
     path: str | Path | None,  # where the run keeps its state, if anywhere
     run: dict,  # as in `save_run`, like the next two
@@ -123,7 +123,7 @@ def save_when_due(
     save_run(path, run, state, model, None if over else optimizer)
     return time.time()
 
-
+# %% ../../nbs/35_detector.training.ipynb #5e9dd7cb
 def resume(
     path: str | Path | None,  # where the run keeps its state, if anywhere
     run: dict,  # settings and checksums of the run that wants to go on
