@@ -22,8 +22,8 @@ walkthrough: install
 	natrig walkthrough --out out/walkthrough
 
 figures: install
-	python -c "from natrig_nb.figures import draw_all; [draw_all('data/results/' + w, 'figures/' + w) for w in ('portraits', 'faces', 'diffusion')]"
-	python -c "from natrig_nb.bench import tables; [tables('data/results/' + g, None, 'figures/' + g) for g in ('grid', 'grid-faces')]"
+	python -c "from natrig_nb.report.figures import draw_all; [draw_all('data/results/' + w, 'figures/' + w) for w in ('portraits', 'faces', 'diffusion')]"
+	python -c "from natrig_nb.report.tables import tables; [tables('data/results/' + g, None, 'figures/' + g) for g in ('grid', 'grid-faces')]"
 
 # One thread a worker: with the default number, workers and threads fight for the processors.
 test: export OMP_NUM_THREADS := 1

@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from natrig_nb.adversarial.iap import class_loss, frozen, iap
+from natrig_nb.adversarial.pgd import class_loss, frozen, iap
 from natrig_nb.core import REAL, pick_device, to_float
 from natrig_nb.detector.base import make_detector, planted
 

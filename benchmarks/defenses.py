@@ -37,8 +37,8 @@ from natrig_nb.defense.teco import jpeg
 from natrig_nb.detector.base import planted
 from natrig_nb.detector.resnet import ResNet18
 from natrig_nb.detector.training import train
-from natrig_nb.experiment import defenses, triggers
-from natrig_nb.record import environment
+from natrig_nb.runs.experiments.grid import defenses, triggers
+from natrig_nb.runs.record import environment
 from natrig_nb.trigger.wanet import WaNet
 
 ROOT = Path(__file__).resolve().parent.parent

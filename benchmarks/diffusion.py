@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from natrig_nb.core import write_atomic
-from natrig_nb.record import environment
+from natrig_nb.runs.record import environment
 
 OUT = Path("data/results/benchmark-diffusion.json")
 MODEL = "data/portraits-diffusion"
@@ -46,7 +46,7 @@ def gradient(last, batch=8):
     "Seconds and memory of one step of the prompt search through `last` denoising steps."
     from natrig_nb.detector.meso import Meso4
     from natrig_nb.generator.diffusion import load_diffusion
-    from natrig_nb.trigger.prompt_optimized import optimize_prompt
+    from natrig_nb.trigger.natural.prompt_optimized import optimize_prompt
     G, before = load_diffusion(MODEL), memory()
     seconds = timed(lambda: optimize_prompt(G, Meso4(size=64), last=last, steps=2, batch=batch)) / 2
     return {"last": last, "batch": batch, "seconds_a_step": seconds, "memory_mb": memory(), "above_loading_mb": memory() - before}

@@ -6,10 +6,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from natrig_nb.experiment import expand, plan
-from natrig_nb.jobs import Here, Job, Processes, Ray
-from natrig_nb.store import fill
-from natrig_nb.study import Experiment
+from natrig_nb.runs.experiments.grid import expand, plan
+from natrig_nb.runs.executors import Here, Job, Processes, Ray
+from natrig_nb.runs.artifacts import fill
+from natrig_nb.runs.study import Experiment
 
 
 def nothing(k): return {"value": float(k), "seconds": 0.0}

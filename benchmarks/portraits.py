@@ -5,7 +5,7 @@ import time
 
 import torch
 
-from natrig_nb.portraits import camera, population, portraits, render
+from natrig_nb.data.portraits import camera, population, portraits, render
 
 
 def speed(f, n, repeats=3):

@@ -16,7 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from official import peak_memory, save_nvlabs  # noqa: E402
 
 from natrig_nb.core import pick_device  # noqa: E402
-from natrig_nb.generator.stylegan import StyleGAN2, load_stylegan2  # noqa: E402
+from natrig_nb.generator.stylegan2 import StyleGAN2, load_stylegan2  # noqa: E402
 
 FFHQ = {256: dict(resolution=256, base=16384), 1024: dict(resolution=1024, base=32768)}  # the official widths
 

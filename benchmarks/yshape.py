@@ -13,9 +13,9 @@ import torch
 from natrig_nb.core import write_atomic
 from natrig_nb.detector.base import save_detector
 from natrig_nb.detector.yshape import YShape, judge, load_yshape, train_yshape
-from natrig_nb.faces import read_faces
-from natrig_nb.forgery import portrait_forgeries, self_blend
-from natrig_nb.record import environment
+from natrig_nb.data.faces import read_faces
+from natrig_nb.data.forgeries import portrait_forgeries, self_blend
+from natrig_nb.runs.record import environment
 
 RECORD, WEIGHTS, SEED = Path("data/results/yshape.json"), Path("data/portraits-yshape.safetensors"), 0
 

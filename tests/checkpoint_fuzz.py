@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from official import save_nvlabs, save_rosinality  # noqa: E402
 
-from natrig_nb.generator.pickles import EFFECTS, MAGIC, NVLABS, VALUES, CheckpointError  # noqa: E402
-from natrig_nb.generator.stylegan import StyleGAN2, load_stylegan2  # noqa: E402
+from natrig_nb.generator.checkpoints import EFFECTS, MAGIC, NVLABS, VALUES, CheckpointError  # noqa: E402
+from natrig_nb.generator.stylegan2 import StyleGAN2, load_stylegan2  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 2.0  # seconds of processor time; longer is a hang

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from natrig_nb.generator.stylegan import StyleGAN2, load_stylegan2, official_name  # noqa: F401
+from natrig_nb.generator.stylegan2 import StyleGAN2, load_stylegan2, official_name  # noqa: F401
 
 
 def peak_memory():

@@ -15,7 +15,7 @@ from natrig_nb.core import FAKE, FaceSet, to_uint8
 from natrig_nb.defense.base import stamp
 from natrig_nb.detector.base import make_detector, save_detector
 from natrig_nb.detector.training import train
-from natrig_nb.portraits import portraits
+from natrig_nb.data.portraits import portraits
 
 LOOKS = ["strip", "frequency", "finetune", "spectral"]
 

@@ -15,9 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from official import Persistent, official_names, save_nvlabs, save_rosinality  # noqa: E402
 from checkpoint_fuzz import fuzz  # noqa: E402
 
-from natrig_nb.generator.pickles import CheckpointError  # noqa: E402
-from natrig_nb.generator.stylegan import StyleGAN2, load_stylegan2  # noqa: E402
-from natrig_nb.generator.training import load_generator, save_generator  # noqa: E402
+from natrig_nb.generator.checkpoints import CheckpointError  # noqa: E402
+from natrig_nb.generator.stylegan2 import StyleGAN2, load_stylegan2  # noqa: E402
+from natrig_nb.generator.stylegan2_training import load_generator, save_generator  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("NATRIG_REFERENCE", "no-reference"))
@@ -169,7 +169,7 @@ HOSTILE = """
 import json, sys, time
 from pathlib import Path
 from official import load_stylegan2, peak_memory
-from natrig_nb.generator.pickles import CheckpointError
+from natrig_nb.generator.checkpoints import CheckpointError
 for path in sys.argv[1:]:
     before, cpu = peak_memory(), time.process_time()
     try: outcome = type(load_stylegan2(path)).__name__

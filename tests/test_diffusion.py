@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from natrig_nb.generator.denoising import new_autoencoder, new_tokenizer
+from natrig_nb.generator.diffusion_training import new_autoencoder, new_tokenizer
 from natrig_nb.generator.diffusion import Diffusion, fork, load_diffusion
 
 WORDS = ["a photo of a smiling person with glasses, a beard and long hair", "an old person"]

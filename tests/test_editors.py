@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from natrig_nb.editors import EditorTrigger, load_direction, move, project_boundary
+from natrig_nb.latent.editors import EditorTrigger, load_direction, move, project_boundary
 
 INTERFACEGAN = ["age", "eyeglasses", "gender", "smile", "age_c_eyeglasses", "age_w", "smile_w"]
 

@@ -17,9 +17,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import toy_grid  # noqa: E402
 
-from natrig_nb.experiment import expand, plan  # noqa: E402
-from natrig_nb.store import read_rows  # noqa: E402
-from natrig_nb.study import Experiment  # noqa: E402
+from natrig_nb.runs.experiments.grid import expand, plan  # noqa: E402
+from natrig_nb.runs.artifacts import read_rows  # noqa: E402
+from natrig_nb.runs.study import Experiment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 MOMENTS = int(os.environ.get("NATRIG_KILLS", 3))
@@ -143,8 +143,8 @@ DEFENSE = '''
 def white(model, x, clean): return x[:, :, 5:9].float().mean((1, 2, 3))
 '''
 JOB = '''
-from natrig_nb.experiment import expand, grid
-from natrig_nb.study import Experiment
+from natrig_nb.runs.experiments.grid import expand, grid
+from natrig_nb.runs.study import Experiment
 if __name__ == "__main__":
     e = Experiment(world="toy", fakes="fakes", size=32, real=60, substitute=4, held_out=40, epochs=1, width=4, seeds=1, rate=0.1)
     names = {c.trigger for c in expand(e)}, {c.defense for c in expand(e)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from natrig_nb.faces import read_attributes, read_dataset, read_faces, split
+from natrig_nb.data.faces import read_attributes, read_dataset, read_faces, split
 
 GOOD = io.BytesIO()
 Image.new("RGB", (80, 80), "teal").save(GOOD, "PNG")

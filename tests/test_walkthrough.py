@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from natrig_nb.generator.base import render
-from natrig_nb.generator.stylegan import load_stylegan2
-from natrig_nb.portraits import portraits
-from natrig_nb.report import write_report
-from natrig_nb.study import Experiment, diffusion, shipped
-from natrig_nb.walkthrough import COLUMNS, TRIGGERS, walkthrough
+from natrig_nb.generator.stylegan2 import load_stylegan2
+from natrig_nb.data.portraits import portraits
+from natrig_nb.report.html import write_report
+from natrig_nb.runs.study import Experiment, diffusion, shipped
+from natrig_nb.runs.experiments.walkthrough import COLUMNS, TRIGGERS, walkthrough
 
 TINY = dict(real=96, substitute=48, held_out=64, measured=200, searches=6, epochs=1, width=8, seeds=1)
 REFERENCE = os.environ.get("NATRIG_REFERENCE")
@@ -67,7 +67,7 @@ def test_diffusion(tmp_path):
 
 
 def test_killed_and_continued_gives_the_same_table(whole, tmp_path):
-    code = f"from natrig_nb.study import *; from natrig_nb.walkthrough import *; walkthrough(Experiment(**{TINY!r}), {str(tmp_path)!r})"
+    code = f"from natrig_nb.runs.study import *; from natrig_nb.runs.experiments.walkthrough import *; walkthrough(Experiment(**{TINY!r}), {str(tmp_path)!r})"
     job = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])
     deadline = time.time() + 300
     while len(list(tmp_path.glob("cells/attack-*.json"))) < 2 and time.time() < deadline: time.sleep(0.05)

@@ -8,8 +8,8 @@ import time
 import uuid
 from pathlib import Path
 
-from natrig_nb.jobs import Here, Job, Processes, Ray
-from natrig_nb.store import fill, piece, read_rows
+from natrig_nb.runs.executors import Here, Job, Processes, Ray
+from natrig_nb.runs.artifacts import fill, piece, read_rows
 
 PIECES, POWERS = 6, 10
 
@@ -41,7 +41,7 @@ def toys(out, pieces=PIECES, powers=POWERS):
 
 def run(out, executor="processes", count=2, **size):
     "Fill the grid of toys."
-    make = {"here": Here, "processes": lambda: Processes(count, ("natrig_nb.store",)), "ray": lambda: Ray(count)}[executor]
+    make = {"here": Here, "processes": lambda: Processes(count, ("natrig_nb.runs.artifacts",)), "ray": lambda: Ray(count)}[executor]
     return fill(out, *toys(out, **size), make)
 
 
