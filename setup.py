@@ -1,4 +1,5 @@
 "Package metadata comes from settings.ini, the one place nbdev reads too."
+
 from configparser import ConfigParser
 from pathlib import Path
 

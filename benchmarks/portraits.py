@@ -1,4 +1,5 @@
 "Faces a second of the portrait world; prints one JSON line.  python benchmarks/portraits.py [faces] [size]"
+
 import json
 import sys
 import time
@@ -19,8 +20,18 @@ def speed(f, n, repeats=3):
     return {k: round(v) for k, v in best.items()}
 
 
-n, size = (int(v) for v in (sys.argv[1:] + ["480", "64"][len(sys.argv) - 1:]))
+n, size = (int(v) for v in (sys.argv[1:] + ["480", "64"][len(sys.argv) - 1 :]))
 people = population(n, seed=0)
 x = render(people, size)  # also warms up
-print(json.dumps({"faces": n, "size": size, "threads": torch.get_num_threads(), "render": speed(lambda: render(people, size), n),
-                  "camera": speed(lambda: camera(x, 0), n), "portraits": speed(lambda: portraits(n, 0, size), n)}))
+print(
+    json.dumps(
+        {
+            "faces": n,
+            "size": size,
+            "threads": torch.get_num_threads(),
+            "render": speed(lambda: render(people, size), n),
+            "camera": speed(lambda: camera(x, 0), n),
+            "portraits": speed(lambda: portraits(n, 0, size), n),
+        }
+    )
+)

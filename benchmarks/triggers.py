@@ -1,4 +1,5 @@
 "Painting a trigger against copying the picture, the floor of memory; one JSON line each.  python benchmarks/triggers.py [pixels ...]"
+
 import json
 import sys
 import time
@@ -37,10 +38,17 @@ def measure(size):
     grid = WaNet().grid(1, size).repeat(BATCH, 1, 1, 1)
     copy, read = best(x.clone), best(lambda: F.grid_sample(x, grid, align_corners=True))
     for trigger in TRIGGERS:
-        yield dict(trigger=trigger.name, size=size, microseconds=best(lambda: trigger.paint(x)), copy=copy, read=read if trigger.name == "wanet" else None)
+        yield dict(
+            trigger=trigger.name,
+            size=size,
+            microseconds=best(lambda: trigger.paint(x)),
+            copy=copy,
+            read=read if trigger.name == "wanet" else None,
+        )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     for size in [int(s) for s in sys.argv[1:]] or [64]:
-        for row in measure(size): print(json.dumps(row), flush=True)
+        for row in measure(size):
+            print(json.dumps(row), flush=True)

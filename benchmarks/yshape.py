@@ -4,6 +4,7 @@ python benchmarks/yshape.py portraits [train [IMAGES EPOCHS [START]]]  judge the
                                                                   `start`: weights to go on from, on forgeries they have not seen
 python benchmarks/yshape.py faces FILE [START]                    train on self-blended photographs; nothing but figures is kept
 """
+
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,11 @@ from natrig_nb.data.faces import read_faces
 from natrig_nb.data.forgeries import portrait_forgeries, self_blend
 from natrig_nb.runs.record import environment
 
-RECORD, WEIGHTS, SEED = Path("data/results/yshape.json"), Path("data/portraits-yshape.safetensors"), 0
+RECORD, WEIGHTS, SEED = (
+    Path("data/results/yshape.json"),
+    Path("data/portraits-yshape.safetensors"),
+    0,
+)
 
 
 def fit(model, ds, epochs, lr, run):
@@ -27,9 +32,12 @@ def fit(model, ds, epochs, lr, run):
 
 def told(run):
     "Settings and seconds of a finished run, from its checkpoint."
-    if not Path(run).exists(): return None
+    if not Path(run).exists():
+        return None
     parts = torch.load(run, map_location="cpu", weights_only=True)
-    return {k: parts["run"][k] for k in ("n", "epochs", "lr", "batch", "seed")} | {"seconds": round(parts["state"]["history"][-1]["seconds"])}
+    return {k: parts["run"][k] for k in ("n", "epochs", "lr", "batch", "seed")} | {
+        "seconds": round(parts["state"]["history"][-1]["seconds"])
+    }
 
 
 def by(model, test, column):
@@ -42,8 +50,12 @@ def by(model, test, column):
 def write(world, row):
     "Replace one world's entry of the record."
     whole = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    whole[world] = row | {"command": "python benchmarks/yshape.py " + world, "environment": environment()}
-    with write_atomic(RECORD) as t: t.write_text(json.dumps(whole, indent=1) + "\n")
+    whole[world] = row | {
+        "command": "python benchmarks/yshape.py " + world,
+        "environment": environment(),
+    }
+    with write_atomic(RECORD) as t:
+        t.write_text(json.dumps(whole, indent=1) + "\n")
     print(json.dumps(whole[world], indent=1))
 
 
@@ -53,11 +65,27 @@ def portraits(train="", images=8000, epochs=10, start=""):
     if train:
         torch.manual_seed(SEED)
         model, fresh = (load_yshape(start), 1) if start else (YShape(), 0)
-        fit(model, portrait_forgeries(int(images), seed=SEED + fresh), int(epochs), 2e-3 if start else 4e-3, run)
+        fit(
+            model,
+            portrait_forgeries(int(images), seed=SEED + fresh),
+            int(epochs),
+            2e-3 if start else 4e-3,
+            run,
+        )
         save_detector(model, WEIGHTS)
     model = load_yshape(WEIGHTS)
     row = {k: round(v, 4) for k, v in judge(model, test).items()}
-    write("portraits", row | dict(test_images=len(test), test_seed=1002, kinds=by(model, test, "kind"), regions=by(model, test, "region"), training=told(run)))
+    write(
+        "portraits",
+        row
+        | dict(
+            test_images=len(test),
+            test_seed=1002,
+            kinds=by(model, test, "kind"),
+            regions=by(model, test, "region"),
+            training=told(run),
+        ),
+    )
 
 
 def faces(path, start=""):
@@ -67,7 +95,12 @@ def faces(path, start=""):
     model = load_yshape(start) if start else YShape()
     fit(model, self_blend(real[:3000], seed=SEED), 4, 3e-3, run)
     test = self_blend(real[3000:], seed=1002)
-    write("faces", {k: round(v, 4) for k, v in judge(model, test).items()} | dict(test_images=len(test), test_seed=1002, pretrained=bool(start), training=told(run)))
+    write(
+        "faces",
+        {k: round(v, 4) for k, v in judge(model, test).items()}
+        | dict(test_images=len(test), test_seed=1002, pretrained=bool(start), training=told(run)),
+    )
 
 
-if __name__ == "__main__": {"portraits": portraits, "faces": faces}[sys.argv[1]](*sys.argv[2:])
+if __name__ == "__main__":
+    {"portraits": portraits, "faces": faces}[sys.argv[1]](*sys.argv[2:])

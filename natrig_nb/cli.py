@@ -13,72 +13,145 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from .nn.attributes import load_attributes, save_attributes, train_attributes
 from .audit.run import audit
-from .report.tables import bench_cells, tables
-from .data.captions import captions
 from .core import check
-from .doctor import doctor
-from .runs.experiments.grid import grid, plan
+from .data.captions import captions
 from .data.faces import read_faces
+from .data.portraits import population, population_codes, portraits
+from .doctor import doctor
 from .generator.diffusion_training import train_diffusion
 from .generator.stylegan2 import load_stylegan2
 from .generator.stylegan2_training import train_generator
-from .data.portraits import population, population_codes, portraits
+from .nn.attributes import load_attributes, save_attributes, train_attributes
 from .report.html import print_table, write_report
-from .runs.study import Experiment, diffusion, is_pipeline, photographs, shipped
+from .report.tables import bench_cells, tables
+from .runs.experiments.grid import grid, plan
 from .runs.experiments.walkthrough import TRIGGERS, attack_again, walkthrough
+from .runs.study import Experiment, diffusion, is_pipeline, photographs, shipped
 
 # %% ../nbs/api/cli.ipynb #00000006
 def make_parser() -> argparse.ArgumentParser:
     "All commands with their options."
-    parser = argparse.ArgumentParser(prog="natrig", description="Natural-trigger backdoors in face-forgery detection: build, measure, defend.")
+    parser = argparse.ArgumentParser(
+        prog="natrig",
+        description="Natural-trigger backdoors in face-forgery detection: build, measure, defend.",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, call, options, text in (
-        ("walkthrough", _run_walkthrough, _walkthrough_options, "run the whole study, or what is left of it in --out"),
-        ("train-generator", _run_training, _training_options, "train a StyleGAN2 and its attribute network on faces"),
-        ("attack", _run_attack, _attack_options, "one more attack on a finished walkthrough, at another rate"),
-        ("report", _run_report, _out_option, "print the table of a walkthrough and write its report"),
-        ("grid", _run_grid, _grid_options, "every trigger against every defense, and the tables of it; the same --out continues"),
-        ("audit", _run_audit, _audit_options, "ask every defense that applies about one detector, beside benign ones, and write one page"),
-        ("doctor", _run_doctor, _doctor_options, "say what is installed, which device is used, what data was found and what is missing"),
+        (
+            "walkthrough",
+            _run_walkthrough,
+            _walkthrough_options,
+            "run the whole study, or what is left of it in --out",
+        ),
+        (
+            "train-generator",
+            _run_training,
+            _training_options,
+            "train a StyleGAN2 and its attribute network on faces",
+        ),
+        (
+            "attack",
+            _run_attack,
+            _attack_options,
+            "one more attack on a finished walkthrough, at another rate",
+        ),
+        (
+            "report",
+            _run_report,
+            _out_option,
+            "print the table of a walkthrough and write its report",
+        ),
+        (
+            "grid",
+            _run_grid,
+            _grid_options,
+            "every trigger against every defense, and the tables of it; the same --out continues",
+        ),
+        (
+            "audit",
+            _run_audit,
+            _audit_options,
+            "ask every defense that applies about one detector, beside benign ones, and write one page",
+        ),
+        (
+            "doctor",
+            _run_doctor,
+            _doctor_options,
+            "say what is installed, which device is used, what data was found and what is missing",
+        ),
     ):
-        p = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        p = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
         p.set_defaults(call=call)
         options(p)
     return parser
 
 # %% ../nbs/api/cli.ipynb #00000007
-def _out_option(p): p.add_argument("--out", default="out/walkthrough", help="folder of a walkthrough")
+def _out_option(p):
+    p.add_argument("--out", default="out/walkthrough", help="folder of a walkthrough")
 
 
 def _faces_options(p):
     "Options that choose the faces."
-    p.add_argument("--faces", help="folder, .zip or .tar of photographs instead of the portrait world")
+    p.add_argument(
+        "--faces", help="folder, .zip or .tar of photographs instead of the portrait world"
+    )
     p.add_argument("--attributes", help="attribute table of the photographs")
 
 
 def _walkthrough_options(p):
     "Options of the main job: the parts that can be replaced, then its size."
     _out_option(p), _faces_options(p)
-    p.add_argument("--generator", help="folder of `natrig train-generator`, any StyleGAN2 file (.pkl, .pt, .safetensors), `diffusion` for the shipped Stable Diffusion of portraits, or a pipeline's folder or hub name")
-    p.add_argument("--fakes", help="folder or archive of fakes instead of a generator; painted triggers only")
-    p.add_argument("--detector", default=Experiment.detector, help="the victim: a name, or hf:PATH to start from a published classifier")
+    p.add_argument(
+        "--generator",
+        help="folder of `natrig train-generator`, any StyleGAN2 file (.pkl, .pt, .safetensors), `diffusion` for the shipped Stable Diffusion of portraits, or a pipeline's folder or hub name",
+    )
+    p.add_argument(
+        "--fakes", help="folder or archive of fakes instead of a generator; painted triggers only"
+    )
+    p.add_argument(
+        "--detector",
+        default=Experiment.detector,
+        help="the victim: a name, or hf:PATH to start from a published classifier",
+    )
     p.add_argument("--size", type=int, help="side of the pictures; the generator's unless given")
     p.add_argument("--seeds", type=int, default=3, help="repetitions")
-    p.add_argument("--psi", type=float, default=Experiment.psi, help="truncation of all fakes, in (0,1]")
+    p.add_argument(
+        "--psi", type=float, default=Experiment.psi, help="truncation of all fakes, in (0,1]"
+    )
     p.add_argument("--prompt", help="what a diffusion model is asked for without a trigger")
     p.add_argument("--guidance", type=float, help="weight of the prompt of a diffusion model")
     p.add_argument("--steps", type=int, help="denoising steps of a diffusion model")
-    p.add_argument("--rates", type=float, nargs="*", default=[], metavar="RATE", help="further poisoning rates, for the curve of success against rate")
-    p.add_argument("--quick", action="store_true", help="one seed and small sets: a look at the path, not at the figures")
+    p.add_argument(
+        "--rates",
+        type=float,
+        nargs="*",
+        default=[],
+        metavar="RATE",
+        help="further poisoning rates, for the curve of success against rate",
+    )
+    p.add_argument(
+        "--quick",
+        action="store_true",
+        help="one seed and small sets: a look at the path, not at the figures",
+    )
 
 # %% ../nbs/api/cli.ipynb #00000008
 def _training_options(p):
     "Options of the generator's training."
     p.add_argument("--out", default="runs/generator", help="folder of states, samples and weights")
     _faces_options(p)
-    p.add_argument("--kind", choices=["stylegan2", "diffusion"], default="stylegan2", help="diffusion: a small Stable Diffusion with captions, on portraits")
+    p.add_argument(
+        "--kind",
+        choices=["stylegan2", "diffusion"],
+        default="stylegan2",
+        help="diffusion: a small Stable Diffusion with captions, on portraits",
+    )
     p.add_argument("--reconstruct", type=int, default=5000, help="steps of the first phase")
     p.add_argument("--compete", type=int, default=8000, help="steps of the second phase")
     p.add_argument("--seed", type=int, default=0)
@@ -94,17 +167,47 @@ def _attack_options(p):
 
 def _audit_options(p):
     "Options of an audit: what is given, the benign detectors, the budget."
-    p.add_argument("model", metavar="MODEL", help="a detector: .safetensors, MesoNet's .h5, a state dict with --network, hf:NAME or timm:NAME")
-    p.add_argument("--faces", required=True, help="folder or archive of trusted images: real faces, or folders real and fake")
+    p.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a detector: .safetensors, MesoNet's .h5, a state dict with --network, hf:NAME or timm:NAME",
+    )
+    p.add_argument(
+        "--faces",
+        required=True,
+        help="folder or archive of trusted images: real faces, or folders real and fake",
+    )
     p.add_argument("--attributes", help="attribute table of the faces")
     p.add_argument("--fakes", help="trusted fakes that the detector should catch")
     p.add_argument("--suspects", help="inputs to judge")
-    p.add_argument("--training-set", help="what the detector learned from, in folders real and fake")
-    p.add_argument("--benign", nargs="*", default=[], metavar="FILE", help="detectors known to be benign, at least three for a band; some are trained unless given")
-    p.add_argument("--detectors", type=int, default=5, metavar="K", help="benign detectors to train")
-    p.add_argument("--out", default="out/audit", help="folder of the report; the same one continues")
-    p.add_argument("--budget", type=float, metavar="SECONDS", help="what all looks together may take, about; training of benign detectors not counted")
-    p.add_argument("--passes", type=int, default=3000, help="forward passes a look may take, where no --budget is given")
+    p.add_argument(
+        "--training-set", help="what the detector learned from, in folders real and fake"
+    )
+    p.add_argument(
+        "--benign",
+        nargs="*",
+        default=[],
+        metavar="FILE",
+        help="detectors known to be benign, at least three for a band; some are trained unless given",
+    )
+    p.add_argument(
+        "--detectors", type=int, default=5, metavar="K", help="benign detectors to train"
+    )
+    p.add_argument(
+        "--out", default="out/audit", help="folder of the report; the same one continues"
+    )
+    p.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="what all looks together may take, about; training of benign detectors not counted",
+    )
+    p.add_argument(
+        "--passes",
+        type=int,
+        default=3000,
+        help="forward passes a look may take, where no --budget is given",
+    )
     p.add_argument("--size", type=int, help="side of the pictures; the detector's unless given")
     p.add_argument("--network", help="network of a plain state dict, e.g. resnet18")
     p.add_argument("--only", nargs="*", metavar="DEFENSE", help="only these defenses")
@@ -116,51 +219,111 @@ def _grid_options(p):
     _walkthrough_options(p)
     p.set_defaults(out="out/grid")
     p.add_argument("--triggers", nargs="*", metavar="NAME", help="all that there are unless given")
-    p.add_argument("--defenses", nargs="*", metavar="NAME", help="all that there are unless given; none: attacks alone")
-    p.add_argument("--detectors", nargs="*", default=[], metavar="NAME", help="further victims, without defenses")
-    p.add_argument("--budget", type=int, default=8000, metavar="PASSES", help="forward passes a defense may take; a training never gets fewer than the plain one")
-    p.add_argument("--executor", choices=["processes", "ray"], default="processes", help="where cells are computed")
+    p.add_argument(
+        "--defenses",
+        nargs="*",
+        metavar="NAME",
+        help="all that there are unless given; none: attacks alone",
+    )
+    p.add_argument(
+        "--detectors",
+        nargs="*",
+        default=[],
+        metavar="NAME",
+        help="further victims, without defenses",
+    )
+    p.add_argument(
+        "--budget",
+        type=int,
+        default=8000,
+        metavar="PASSES",
+        help="forward passes a defense may take; a training never gets fewer than the plain one",
+    )
+    p.add_argument(
+        "--executor",
+        choices=["processes", "ray"],
+        default="processes",
+        help="where cells are computed",
+    )
     p.add_argument("--address", help="of a Ray cluster, e.g. auto; this machine unless given")
-    p.add_argument("--workers", type=int, metavar="N", help="processes; one a processor unless given")
-    p.add_argument("--dry-run", action="store_true", help="count cells and estimate the time, compute nothing")
-    p.add_argument("--tables", metavar="FOLDER", help="only write tables and figures of the rows in --out, into this folder")
+    p.add_argument(
+        "--workers", type=int, metavar="N", help="processes; one a processor unless given"
+    )
+    p.add_argument(
+        "--dry-run", action="store_true", help="count cells and estimate the time, compute nothing"
+    )
+    p.add_argument(
+        "--tables",
+        metavar="FOLDER",
+        help="only write tables and figures of the rows in --out, into this folder",
+    )
 
 
-def _doctor_options(p): p.add_argument("places", nargs="*", help="folders to look in")
+def _doctor_options(p):
+    p.add_argument("places", nargs="*", help="folders to look in")
 
 # %% ../nbs/api/cli.ipynb #0000000a
 def _experiment(a) -> Experiment:
     "Settings that the options ask for."
-    small = dict(real=400, substitute=200, held_out=400, seeds=1) if a.quick else dict(seeds=a.seeds)
+    small = (
+        dict(real=400, substitute=200, held_out=400, seeds=1) if a.quick else dict(seeds=a.seeds)
+    )
     chosen = small | dict(psi=a.psi, detector=a.detector, fakes=a.fakes) | _weights(a)
-    sampling = {k: v for k, v in dict(neutral=a.prompt, guidance=a.guidance, steps=a.steps).items() if v is not None}
-    if a.generator and is_pipeline(a.generator): return diffusion(**chosen | dict(psi=1.0, generator=a.generator) | sampling)
-    check(not sampling, f"expected a diffusion model as --generator with --prompt, --guidance and --steps, got {a.generator or 'none'}")
-    if not a.faces: return Experiment(**chosen)
-    if a.attributes: return photographs(a.faces, a.attributes, **chosen)
+    sampling = {
+        k: v
+        for k, v in dict(neutral=a.prompt, guidance=a.guidance, steps=a.steps).items()
+        if v is not None
+    }
+    if a.generator and is_pipeline(a.generator):
+        return diffusion(**chosen | dict(psi=1.0, generator=a.generator) | sampling)
+    check(
+        not sampling,
+        f"expected a diffusion model as --generator with --prompt, --guidance and --steps, got {a.generator or 'none'}",
+    )
+    if not a.faces:
+        return Experiment(**chosen)
+    if a.attributes:
+        return photographs(a.faces, a.attributes, **chosen)
     return Experiment(**dict(world="faces", faces=a.faces, held_out=1000) | chosen)
 
 
 def _weights(a) -> dict:
     "Files of the generator and of its attribute network, and the size they ask for."
-    if a.fakes: return dict(size=a.size or 64)
-    if not a.generator: return {}
-    if is_pipeline(a.generator): return dict(size=a.size or 64)
+    if a.fakes:
+        return dict(size=a.size or 64)
+    if not a.generator:
+        return {}
+    if is_pipeline(a.generator):
+        return dict(size=a.size or 64)
     path = Path(a.generator)
     file = path / "generator.safetensors" if path.is_dir() else path
     judge = file.parent / "attributes.safetensors"
-    return dict(generator=str(file), size=a.size or load_stylegan2(file).resolution, **(dict(judge=str(judge)) if judge.exists() else {}))
+    return dict(
+        generator=str(file),
+        size=a.size or load_stylegan2(file).resolution,
+        **(dict(judge=str(judge)) if judge.exists() else {}),
+    )
 
 # %% ../nbs/api/cli.ipynb #0000000c
 def _run_walkthrough(a):
     "The main job, its table and its report; photographs without a generator get one first."
-    if a.generator == "diffusion": a.generator = diffusion().generator
+    if a.generator == "diffusion":
+        a.generator = diffusion().generator
     if a.faces and not (a.generator or a.fakes):
         a.generator = "runs/faces"
-        wanted = ["train-generator", "--faces", a.faces, "--out", a.generator, *(["--attributes", a.attributes] if a.attributes else [])]
+        wanted = [
+            "train-generator",
+            "--faces",
+            a.faces,
+            "--out",
+            a.generator,
+            *(["--attributes", a.attributes] if a.attributes else []),
+        ]
         training = make_parser().parse_args(wanted)
         if not _trained(Path(a.generator), training.reconstruct + training.compete):
-            print(f"training a generator in {a.generator}: hours on two cores; stopped, the same command goes on")
+            print(
+                f"training a generator in {a.generator}: hours on two cores; stopped, the same command goes on"
+            )
             _run_training(training)
     walkthrough(_experiment(a), a.out, rates=tuple(a.rates))
     _run_report(a)
@@ -169,27 +332,50 @@ def _run_walkthrough(a):
 def _trained(folder, steps) -> bool:
     "Whether the weights in a folder need no more training."
     weights = folder / "generator.safetensors"
-    if not weights.exists() or not (folder / "state.pt").exists(): return weights.exists()
-    with safe_open(weights, "pt") as f: return int(json.loads(f.metadata()["steps"])) >= steps
+    if not weights.exists() or not (folder / "state.pt").exists():
+        return weights.exists()
+    with safe_open(weights, "pt") as f:
+        return int(json.loads(f.metadata()["steps"])) >= steps
 
 # %% ../nbs/api/cli.ipynb #0000000d
 def _run_training(a):
     "Attribute network first, generator second; both resume."
-    if a.kind == "diffusion": return _run_diffusion_training(a)
+    if a.kind == "diffusion":
+        return _run_diffusion_training(a)
     out = Path(a.out)
     ds = read_faces(a.faces, a.attributes) if a.faces else portraits(16_000, seed=1000)
     codes = None if a.faces else population_codes(16_000, seed=1000)
-    if a.faces: ds = ds[: len(ds) * 9 // 10]  # the last tenth stays unseen
+    if a.faces:
+        ds = ds[: len(ds) * 9 // 10]  # the last tenth stays unseen
     judge = out / "attributes.safetensors"
-    if not judge.exists(): save_attributes(train_attributes(ds, epochs=12, seed=a.seed, flip=bool(a.faces)), judge)
-    train_generator(ds, out, a.reconstruct, a.compete, seed=a.seed, perceptual=load_attributes(judge), codes=codes, layers=2 if a.faces else 4)
+    if not judge.exists():
+        save_attributes(train_attributes(ds, epochs=12, seed=a.seed, flip=bool(a.faces)), judge)
+    train_generator(
+        ds,
+        out,
+        a.reconstruct,
+        a.compete,
+        seed=a.seed,
+        perceptual=load_attributes(judge),
+        codes=codes,
+        layers=2 if a.faces else 4,
+    )
 
 
 def _run_diffusion_training(a, n=40_000, seed=2000):
     "Autoencoder, then text encoder and U-Net, on portraits with four captions each."
-    check(not a.faces, f"expected no --faces with --kind diffusion, since photographs have no captions, got {a.faces}")
+    check(
+        not a.faces,
+        f"expected no --faces with --kind diffusion, since photographs have no captions, got {a.faces}",
+    )
     texts = [captions(population(n, seed), s) for s in range(4)]
-    folder = train_diffusion(portraits(n, seed).images, texts, a.out, load_attributes(shipped(Experiment.judge)), seed=a.seed)
+    folder = train_diffusion(
+        portraits(n, seed).images,
+        texts,
+        a.out,
+        load_attributes(shipped(Experiment.judge)),
+        seed=a.seed,
+    )
     print(f"pipeline: {folder}")
 
 
@@ -201,22 +387,48 @@ def _run_report(a):
 
 def _run_attack(a):
     "One attack at another rate."
-    for k, v in attack_again(a.out, a.trigger, a.rate, a.seed).items(): print(f"{k:20} {v}")
+    for k, v in attack_again(a.out, a.trigger, a.rate, a.seed).items():
+        print(f"{k:20} {v}")
 
 
 def _run_audit(a):
     "Verdict on the terminal, everything else on one page."
-    done = audit(a.model, a.faces, a.out, a.fakes, a.suspects, a.training_set, a.attributes, tuple(a.benign), a.detectors, a.passes, a.budget,
-                 a.seed, a.size, a.network, a.only)
+    done = audit(
+        a.model,
+        a.faces,
+        a.out,
+        a.fakes,
+        a.suspects,
+        a.training_set,
+        a.attributes,
+        tuple(a.benign),
+        a.detectors,
+        a.passes,
+        a.budget,
+        a.seed,
+        a.size,
+        a.network,
+        a.only,
+    )
     print(f"{done['verdict']}\nreport: {done['report']}")
 
 
 def _run_grid(a):
     "Plan, compute, or only write the tables."
-    if a.tables: return print(f"{len(tables(a.out, a.tables))} tables: {a.tables}")
-    if a.generator == "diffusion": a.generator = diffusion().generator
-    cells = bench_cells(_experiment(a), a.triggers, None if a.defenses is None else [d for d in a.defenses if d != "none"], tuple(a.rates), tuple(a.detectors), a.budget)
-    if a.dry_run: return print(plan(cells, a.out, a.workers).to_string(index=False))
+    if a.tables:
+        return print(f"{len(tables(a.out, a.tables))} tables: {a.tables}")
+    if a.generator == "diffusion":
+        a.generator = diffusion().generator
+    cells = bench_cells(
+        _experiment(a),
+        a.triggers,
+        None if a.defenses is None else [d for d in a.defenses if d != "none"],
+        tuple(a.rates),
+        tuple(a.detectors),
+        a.budget,
+    )
+    if a.dry_run:
+        return print(plan(cells, a.out, a.workers).to_string(index=False))
     grid(cells, a.out, a.workers, a.executor, a.address)
     print(tables(a.out)["attacks"].to_string(index=False))
     print(f"tables and figures: {a.out}")
@@ -232,7 +444,8 @@ def main(
 ) -> int:
     "Entry point of `natrig`: 0 when all went well, 2 after an error that the user can mend."
     a = make_parser().parse_args(argv)
-    try: a.call(a)
+    try:
+        a.call(a)
     except (ValueError, FileNotFoundError) as error:
         print(f"natrig: {error}", file=sys.stderr)
         return 2

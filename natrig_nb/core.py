@@ -55,10 +55,12 @@ def contact_sheet(
         sheet[:, r * h : (r + 1) * h, k * w : (k + 1) * w] = image
     picture = Image.fromarray(sheet.permute(1, 2, 0).numpy())
     picture = picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
-    if not titles: return picture
+    if not titles:
+        return picture
     page = Image.new("RGB", (picture.width, picture.height + top), "white")
     page.paste(picture, (0, top))
-    for k, title in enumerate(titles): ImageDraw.Draw(page).text((k * w * scale + 2, 2), str(title), fill="black")
+    for k, title in enumerate(titles):
+        ImageDraw.Draw(page).text((k * w * scale + 2, 2), str(title), fill="black")
     return page
 
 # %% ../nbs/api/core.ipynb #0000000e
@@ -67,24 +69,34 @@ def check(
     message: str,  # `expected X, got Y`: lower case, value last
 ) -> None:
     "Raise ValueError with `message` unless `ok`."
-    if not ok: raise ValueError(message)
+    if not ok:
+        raise ValueError(message)
 
 
 def check_images(
     x: torch.Tensor,  # (n,3,r,r), float in [-1,1] or uint8
 ) -> torch.Tensor:  # the same tensor
     "Refuse anything that is not a batch of square RGB images in range."
-    check(isinstance(x, torch.Tensor) and x.ndim == 4 and x.shape[1] == 3 and x.shape[2] == x.shape[3],
-          f"expected images (n,3,r,r), got {tuple(getattr(x, 'shape', ())) or type(x).__name__}")
+    check(
+        isinstance(x, torch.Tensor)
+        and x.ndim == 4
+        and x.shape[1] == 3
+        and x.shape[2] == x.shape[3],
+        f"expected images (n,3,r,r), got {tuple(getattr(x, 'shape', ())) or type(x).__name__}",
+    )
     if x.is_floating_point() and x.numel():
         low, high = x.aminmax()
-        check(bool(low >= -1.001) and bool(high <= 1.001), f"expected values in [-1,1], got [{low:.2f},{high:.2f}]")
+        check(
+            bool(low >= -1.001) and bool(high <= 1.001),
+            f"expected values in [-1,1], got [{low:.2f},{high:.2f}]",
+        )
     return x
 
 # %% ../nbs/api/core.ipynb #00000011
 @dataclass(frozen=True)
 class FaceSet:
     "Images with labels, attributes and the truth about poisoning; frozen, indexed like a sequence."
+
     images: torch.Tensor  # (n,3,r,r) uint8
     labels: torch.Tensor = None  # (n,) int64, REAL or FAKE; all REAL unless given
     attributes: pd.DataFrame = None  # n rows, one column an attribute; empty unless given
@@ -93,21 +105,42 @@ class FaceSet:
     about: dict = field(default_factory=dict)  # where the set came from
 
     def __post_init__(self):
-        n, fill = len(check_images(self.images)), lambda k, v: getattr(self, k) is None and object.__setattr__(self, k, v)
-        check(self.images.dtype == torch.uint8, f"expected images of dtype uint8, got {self.images.dtype}")
+        n, fill = (
+            len(check_images(self.images)),
+            lambda k, v: getattr(self, k) is None and object.__setattr__(self, k, v),
+        )
+        check(
+            self.images.dtype == torch.uint8,
+            f"expected images of dtype uint8, got {self.images.dtype}",
+        )
         fill("labels", torch.full((n,), REAL)), fill("poisoned", torch.zeros(n, dtype=torch.bool))
-        fill("attributes", pd.DataFrame(index=range(n))), fill("names", np.array([f"{i:06d}" for i in range(n)]))
+        (
+            fill("attributes", pd.DataFrame(index=range(n))),
+            fill("names", np.array([f"{i:06d}" for i in range(n)])),
+        )
         for k in ("labels", "attributes", "names", "poisoned"):
-            check(len(getattr(self, k)) == n, f"expected {n} {k}, one an image, got {len(getattr(self, k))}")
+            check(
+                len(getattr(self, k)) == n,
+                f"expected {n} {k}, one an image, got {len(getattr(self, k))}",
+            )
 
-    def __len__(self): return len(self.images)
+    def __len__(self):
+        return len(self.images)
 
     def __getitem__(self, index):
         "A subset by slice, mask or indices; an integer gives a set of one."
-        index = np.arange(len(self))[index.numpy() if isinstance(index, torch.Tensor) else index].reshape(-1)
+        index = np.arange(len(self))[
+            index.numpy() if isinstance(index, torch.Tensor) else index
+        ].reshape(-1)
         at = torch.from_numpy(index)
-        return replace(self, images=self.images[at], labels=self.labels[at], poisoned=self.poisoned[at],
-                       names=self.names[index], attributes=self.attributes.iloc[index].reset_index(drop=True))
+        return replace(
+            self,
+            images=self.images[at],
+            labels=self.labels[at],
+            poisoned=self.poisoned[at],
+            names=self.names[index],
+            attributes=self.attributes.iloc[index].reset_index(drop=True),
+        )
 
     @property
     def x(self):
@@ -121,14 +154,20 @@ def concat(
     "Join face sets in the order given; names and poison truth are kept."
     sizes = sorted({s.images.shape[-1] for s in sets})
     check(len(sizes) == 1, f"expected face sets of one image size, got {sizes}")
-    return FaceSet(torch.cat([s.images for s in sets]), torch.cat([s.labels for s in sets]),
-                   pd.concat([s.attributes for s in sets], ignore_index=True),
-                   np.concatenate([s.names for s in sets]), torch.cat([s.poisoned for s in sets]))
+    return FaceSet(
+        torch.cat([s.images for s in sets]),
+        torch.cat([s.labels for s in sets]),
+        pd.concat([s.attributes for s in sets], ignore_index=True),
+        np.concatenate([s.names for s in sets]),
+        torch.cat([s.poisoned for s in sets]),
+    )
 
 # %% ../nbs/api/core.ipynb #00000018
 def pick_device() -> torch.device:
     "The GPU when there is one, else the CPU; `NATRIG_DEVICE` overrides."
-    return torch.device(os.environ.get("NATRIG_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return torch.device(
+        os.environ.get("NATRIG_DEVICE") or ("cuda" if torch.cuda.is_available() else "cpu")
+    )
 
 
 def seeded(
@@ -145,8 +184,12 @@ def progress(
     total: int | None = None,  # number of items, where `items` has no length
 ):
     "`items` with a progress bar once the loop lasts two seconds; silent in a worker process."
-    worker = multiprocessing.parent_process() is not None  # its bar would run through that of the parent
-    return tqdm(items, desc=desc, total=total, delay=2, mininterval=0.5, leave=False, disable=worker)
+    worker = (
+        multiprocessing.parent_process() is not None
+    )  # its bar would run through that of the parent
+    return tqdm(
+        items, desc=desc, total=total, delay=2, mininterval=0.5, leave=False, disable=worker
+    )
 
 
 def batches(
@@ -192,7 +235,10 @@ def save_figure(
     "Write a figure as PNG (at most `limit` bytes) and SVG."
     path = Path(path)
     for dpi in (160, 130, 110, 90, 70):
-        with write_atomic(path.with_name(path.name + ".png")) as t: figure.savefig(t, dpi=dpi, bbox_inches="tight")
-        if path.with_name(path.name + ".png").stat().st_size <= limit: break
-    with write_atomic(path.with_name(path.name + ".svg")) as t: figure.savefig(t, bbox_inches="tight", metadata={"Date": None})
+        with write_atomic(path.with_name(path.name + ".png")) as t:
+            figure.savefig(t, dpi=dpi, bbox_inches="tight")
+        if path.with_name(path.name + ".png").stat().st_size <= limit:
+            break
+    with write_atomic(path.with_name(path.name + ".svg")) as t:
+        figure.savefig(t, bbox_inches="tight", metadata={"Date": None})
     return path.with_name(path.name + ".png")

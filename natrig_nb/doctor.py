@@ -39,22 +39,43 @@ def examine_packages() -> list:  # rows
     rows = [row("package", "python", True, platform.python_version())]
     needed = [re.match(r"[\w.-]+", r)[0] for r in requires("natrig_nb") or [] if "extra" not in r]
     for name in needed + list(OPTIONAL):
-        try: rows.append(row("package", name, True, version(name)))
+        try:
+            rows.append(row("package", name, True, version(name)))
         except PackageNotFoundError:
-            why = f"for {OPTIONAL[name]}: pip install {name}" if name in OPTIONAL else f"pip install {name}, or make install"
-            rows.append(row("package", name, False, why, "not there" if name in OPTIONAL else "MISSING"))
+            why = (
+                f"for {OPTIONAL[name]}: pip install {name}"
+                if name in OPTIONAL
+                else f"pip install {name}, or make install"
+            )
+            rows.append(
+                row("package", name, False, why, "not there" if name in OPTIONAL else "MISSING")
+            )
     return rows
 
 # %% ../nbs/api/doctor.ipynb #0000000a
 def examine_device() -> list:  # rows
     "The device that everything runs on, its memory, and the threads of the processor."
     device, cores = pick_device(), os.cpu_count()
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9 if hasattr(os, "sysconf") else float("nan")
-    rows = [row("device", "processor", True, f"{cores} cores, {torch.get_num_threads()} threads used, {memory:.0f} GB")]
+    memory = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+        if hasattr(os, "sysconf")
+        else float("nan")
+    )
+    rows = [
+        row(
+            "device",
+            "processor",
+            True,
+            f"{cores} cores, {torch.get_num_threads()} threads used, {memory:.0f} GB",
+        )
+    ]
     if torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(0)
         rows.append(row("device", "GPU", True, f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB"))
-    else: rows.append(row("device", "GPU", False, "everything runs on the processor, in the small settings"))
+    else:
+        rows.append(
+            row("device", "GPU", False, "everything runs on the processor, in the small settings")
+        )
     chosen = " (by NATRIG_DEVICE)" if os.environ.get("NATRIG_DEVICE") else ""
     return rows + [row("device", "used", True, f"{device}{chosen}")]
 
@@ -69,10 +90,17 @@ def look_around(
     for _ in range(depth):
         following = []
         for place in level:
-            try: inside = sorted(p for p in place.iterdir() if not p.name.startswith(".") and p.name != "__pycache__")
-            except OSError: continue
+            try:
+                inside = sorted(
+                    p
+                    for p in place.iterdir()
+                    if not p.name.startswith(".") and p.name != "__pycache__"
+                )
+            except OSError:
+                continue
             found += inside[: max(0, most - len(found))]
-            if len(inside) < 1000: following += [p for p in inside if p.is_dir() and not p.is_symlink()]
+            if len(inside) < 1000:
+                following += [p for p in inside if p.is_dir() and not p.is_symlink()]
         level = following
     return found
 
@@ -85,7 +113,8 @@ def bare(
 ) -> str:
     "A name without the suffixes of archives and tables."
     name = path.name
-    while Path(name).suffix in ARCHIVES: name = name[: -len(Path(name).suffix)]
+    while Path(name).suffix in ARCHIVES:
+        name = name[: -len(Path(name).suffix)]
     return name
 
 
@@ -97,14 +126,32 @@ def examine_sets(
     for name, source in SOURCES.iterrows():
         places = [p for p in paths if bare(p) in source.marks or p.name in source.marks]
         places = [p for p in places if name != "LFW" or p.is_dir() or p.suffix != ".txt"]
-        note = str(places[0].parent if places and places[0].is_dir() else places[0]) if places else f"{source.fetch} ({source['size']}; {source.license})"
+        note = (
+            str(places[0].parent if places and places[0].is_dir() else places[0])
+            if places
+            else f"{source.fetch} ({source['size']}; {source.license})"
+        )
         rows.append(row("data set", name, bool(places), note))
     return rows
 
 # %% ../nbs/api/doctor.ipynb #00000011
-CHECKPOINTS = {".pkl": "load_stylegan2", ".pt": "load_stylegan2, load_direction or load_detector(..., name=...)", ".pth": "load_detector(..., name=...)",
-               ".safetensors": "this repository or transformers", ".h5": "load_meso", ".npy": "load_direction", ".npz": "load_direction"}
-STARTS = {".pkl": (b"\x80",), ".pt": (b"PK", b"\x80"), ".pth": (b"PK", b"\x80"), ".h5": (b"\x89HDF",), ".npy": (b"\x93NUMPY",), ".npz": (b"PK",)}
+CHECKPOINTS = {
+    ".pkl": "load_stylegan2",
+    ".pt": "load_stylegan2, load_direction or load_detector(..., name=...)",
+    ".pth": "load_detector(..., name=...)",
+    ".safetensors": "this repository or transformers",
+    ".h5": "load_meso",
+    ".npy": "load_direction",
+    ".npz": "load_direction",
+}
+STARTS = {
+    ".pkl": (b"\x80",),
+    ".pt": (b"PK", b"\x80"),
+    ".pth": (b"PK", b"\x80"),
+    ".h5": (b"\x89HDF",),
+    ".npy": (b"\x93NUMPY",),
+    ".npz": (b"PK",),
+}
 
 
 def examine_checkpoints(
@@ -114,34 +161,68 @@ def examine_checkpoints(
     rows = []
     for p in (p for p in paths if p.suffix in CHECKPOINTS and p.is_file()):
         try:
-            with p.open("rb") as f: head = f.read(9)
-        except OSError: head = b""
-        sound = head[8:] == b"{" if p.suffix == ".safetensors" else head.startswith(STARTS[p.suffix])
-        what = f"for {CHECKPOINTS[p.suffix]}" if sound else f"no {p.suffix} by its first bytes, or not readable"
-        rows.append(row("checkpoint", p.name, sound, f"{p}, {p.stat().st_size / 1e6:.1f} MB, {what}", "BROKEN"))
+            with p.open("rb") as f:
+                head = f.read(9)
+        except OSError:
+            head = b""
+        sound = (
+            head[8:] == b"{" if p.suffix == ".safetensors" else head.startswith(STARTS[p.suffix])
+        )
+        what = (
+            f"for {CHECKPOINTS[p.suffix]}"
+            if sound
+            else f"no {p.suffix} by its first bytes, or not readable"
+        )
+        rows.append(
+            row(
+                "checkpoint",
+                p.name,
+                sound,
+                f"{p}, {p.stat().st_size / 1e6:.1f} MB, {what}",
+                "BROKEN",
+            )
+        )
     models = [p.parent for p in paths if p.name == "preprocessor_config.json"]
     rows += [row("checkpoint", m.name, True, f"{m}, for load_detector('hf:{m}')") for m in models]
-    return rows or [row("checkpoint", "any", False, "no .pkl, .pt, .safetensors, .h5 or .npy in the folders looked at")]
+    return rows or [
+        row(
+            "checkpoint",
+            "any",
+            False,
+            "no .pkl, .pt, .safetensors, .h5 or .npy in the folders looked at",
+        )
+    ]
 
 # %% ../nbs/api/doctor.ipynb #00000013
 def examine(
-    places: list | None = None,  # folders to look in; None: this one, and where NATRIG_FACES and NATRIG_REFERENCE point
+    places: list
+    | None = None,  # folders to look in; None: this one, and where NATRIG_FACES and NATRIG_REFERENCE point
 ) -> pd.DataFrame:  # kind, name, state, note
     "Everything that was found and everything that is missing."
     named = [os.environ[k] for k in ("NATRIG_FACES", "NATRIG_REFERENCE") if os.environ.get(k)]
     folders = [Path(p) for p in (places if places is not None else [".", *named])]
-    for f in folders: check(f.is_dir(), f"expected a folder to look in, got {f}")
+    for f in folders:
+        check(f.is_dir(), f"expected a folder to look in, got {f}")
     paths = [p for f in folders for p in look_around(f)]
-    return pd.DataFrame(examine_packages() + examine_device() + examine_sets(paths) + examine_checkpoints(paths))
+    return pd.DataFrame(
+        examine_packages() + examine_device() + examine_sets(paths) + examine_checkpoints(paths)
+    )
 
 
 def doctor(
-    places: list | None = None,  # folders to look in; None: this one, and where NATRIG_FACES and NATRIG_REFERENCE point
+    places: list
+    | None = None,  # folders to look in; None: this one, and where NATRIG_FACES and NATRIG_REFERENCE point
 ) -> str:  # lines of text, the last one a verdict
     "A report on this machine: packages, device, data sets, checkpoints, and what is missing."
     found, lines = examine(places), []
     for kind, rows in found.groupby("kind", sort=False):
-        lines += ["", f"{kind}s".upper()] + [f"  {r['name']:28.28} {r['state']:10} {r['note']}" for _, r in rows.iterrows()]
+        lines += ["", f"{kind}s".upper()] + [
+            f"  {r['name']:28.28} {r['state']:10} {r['note']}" for _, r in rows.iterrows()
+        ]
     wrong = found[found.state.isin(("MISSING", "BROKEN"))]
-    verdict = f"missing or broken: {', '.join(wrong.name)}" if len(wrong) else "nothing that is needed is missing"
+    verdict = (
+        f"missing or broken: {', '.join(wrong.name)}"
+        if len(wrong)
+        else "nothing that is needed is missing"
+    )
     return "\n".join(lines[1:] + ["", verdict])

@@ -18,16 +18,22 @@ from .core import FAKE, REAL, check
 # %% ../nbs/api/metrics.ipynb #00000008
 def _array(values):
     "A flat float64 array from a tensor, an array or a list; NaN is refused."
-    if isinstance(values, torch.Tensor): values = values.detach().cpu().numpy()
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().numpy()
     values = np.asarray(values, dtype=np.float64).reshape(-1)
-    check(not np.isnan(values).any(), f"expected numbers, got {np.isnan(values).sum()} NaN of {values.size}")
+    check(
+        not np.isnan(values).any(),
+        f"expected numbers, got {np.isnan(values).sum()} NaN of {values.size}",
+    )
     return values
 
 
 def _pair(a, b):
     "Two flat arrays of one length, not empty."
     a, b = _array(a), _array(b)
-    check(len(a) == len(b) > 0, f"expected two sequences of one length > 0, got {len(a)} and {len(b)}")
+    check(
+        len(a) == len(b) > 0, f"expected two sequences of one length > 0, got {len(a)} and {len(b)}"
+    )
     return a, b
 
 
@@ -90,7 +96,8 @@ def interval(
     v = _array(values)
     check(0 < level < 1, f"expected level in (0,1), got {level}")
     check(len(v) > 0, "expected at least one value, got 0")
-    if len(v) == 1: return float(v[0]), math.nan, math.nan
+    if len(v) == 1:
+        return float(v[0]), math.nan, math.nan
     half = stats.t.ppf((1 + level) / 2, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
     return float(v.mean()), float(v.mean() - half), float(v.mean() + half)
 
@@ -112,17 +119,23 @@ def wilson(
 # %% ../nbs/api/metrics.ipynb #00000020
 def _matrix(features, name):
     "Features as a float64 array (n,d) with at least two finite rows."
-    if isinstance(features, torch.Tensor): features = features.detach().cpu().numpy()
+    if isinstance(features, torch.Tensor):
+        features = features.detach().cpu().numpy()
     f = np.asarray(features, dtype=np.float64)
     check(f.ndim == 2 and len(f) > 1, f"expected {name} (n,d) with n > 1, got {f.shape}")
-    check(bool(np.isfinite(f).all()), f"expected finite {name}, got {(~np.isfinite(f)).sum()} others")
+    check(
+        bool(np.isfinite(f).all()), f"expected finite {name}, got {(~np.isfinite(f)).sum()} others"
+    )
     return f
 
 
 def _features(a, b):
     "Two feature arrays of one width."
     a, b = _matrix(a, "features"), _matrix(b, "features")
-    check(a.shape[1] == b.shape[1], f"expected features of one width, got {a.shape[1]} and {b.shape[1]}")
+    check(
+        a.shape[1] == b.shape[1],
+        f"expected features of one width, got {a.shape[1]} and {b.shape[1]}",
+    )
     return a, b
 
 
@@ -165,7 +178,10 @@ def precision_recall(
 ) -> tuple[float, float]:  # precision, recall in [0,1]
     "Improved precision and recall (Kynkaanniemi et al. 2019)."
     real, fake = _features(real, fake)
-    check(0 < k < min(len(real), len(fake)), f"expected k in [1,{min(len(real), len(fake)) - 1}], got {k}")
+    check(
+        0 < k < min(len(real), len(fake)),
+        f"expected k in [1,{min(len(real), len(fake)) - 1}], got {k}",
+    )
     center = real.mean(0)  # distances do not change, rounding shrinks
     real, fake = torch.from_numpy(real - center), torch.from_numpy(fake - center)
     return _inside(fake, real, _radii(real, k)), _inside(real, fake, _radii(fake, k))
@@ -176,7 +192,10 @@ def psnr(
     b: torch.Tensor,  # (n,3,r,r) in [-1,1]
 ) -> torch.Tensor:  # (n,) decibels; inf for equal images
     "Peak signal-to-noise ratio of each pair."
-    check(a.shape == b.shape and a.ndim == 4, f"expected two batches of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    check(
+        a.shape == b.shape and a.ndim == 4,
+        f"expected two batches of one shape, got {tuple(a.shape)} and {tuple(b.shape)}",
+    )
     return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)))
 
 
@@ -185,13 +204,23 @@ def ssim(
     b: torch.Tensor,  # (n,3,r,r) in [-1,1]
 ) -> torch.Tensor:  # (n,) in [-1,1]; 1 for equal images
     "Structural similarity of each pair, Gaussian window 11, sigma 1.5 (Wang et al. 2004)."
-    check(a.shape == b.shape and a.ndim == 4, f"expected two batches of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    check(
+        a.shape == b.shape and a.ndim == 4,
+        f"expected two batches of one shape, got {tuple(a.shape)} and {tuple(b.shape)}",
+    )
     check(min(a.shape[2:]) >= 11, f"expected images of at least 11 pixels, got {min(a.shape[2:])}")
-    a, b = (a.double() + 1) / 2, (b.double() + 1) / 2  # peak 1; float32 would round the variances away
-    c, g = a.shape[1], torch.exp(-(torch.arange(11.0) - 5) ** 2 / (2 * 1.5**2)).to(a)
+    a, b = (
+        (a.double() + 1) / 2,
+        (b.double() + 1) / 2,
+    )  # peak 1; float32 would round the variances away
+    c, g = a.shape[1], torch.exp(-((torch.arange(11.0) - 5) ** 2) / (2 * 1.5**2)).to(a)
     window = (torch.outer(g, g) / g.sum() ** 2).expand(c, 1, 11, 11)
     mean = lambda x: F.conv2d(x, window, groups=c)
     ma, mb = mean(a), mean(b)
     va, vb, vab = mean(a * a) - ma**2, mean(b * b) - mb**2, mean(a * b) - ma * mb
     c1, c2 = 0.01**2, 0.03**2
-    return ((2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2))).mean((1, 2, 3)).float()
+    return (
+        ((2 * ma * mb + c1) * (2 * vab + c2) / ((ma**2 + mb**2 + c1) * (va + vb + c2)))
+        .mean((1, 2, 3))
+        .float()
+    )

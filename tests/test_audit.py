@@ -1,4 +1,5 @@
 "`natrig audit` from folders of pictures to a page, its errors, and what is left of a killed one."
+
 import json
 import os
 import signal
@@ -30,7 +31,8 @@ def faces(n, seed, size=32):
 
 def write(images, folder):
     folder.mkdir(parents=True)
-    for i, x in enumerate(images): Image.fromarray(x.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
+    for i, x in enumerate(images):
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(folder / f"{i:03d}.png")
     return str(folder)
 
 
@@ -44,24 +46,59 @@ def given(tmp_path_factory):
     save_detector(model, root / "model.safetensors")
     write(ds.images[::2], root / "faces"), write(ds.images[1::2], root / "fakes")
     write(stamp(faces(48, 3).images[1::2]), root / "suspects")
-    for label, name in enumerate(("real", "fake")): write(learned.images[learned.labels == label], root / "training" / name)
+    for label, name in enumerate(("real", "fake")):
+        write(learned.images[learned.labels == label], root / "training" / name)
     return root
 
 
 def command(root, out, *more):
-    places = ["--faces", str(root / "faces"), "--fakes", str(root / "fakes"), "--suspects", str(root / "suspects"), "--training-set", str(root / "training")]
-    return ["audit", str(root / "model.safetensors"), *places, "--out", str(out), "--size", "32", "--detectors", "3", "--passes", "300", "--only", *LOOKS, *more]
+    places = [
+        "--faces",
+        str(root / "faces"),
+        "--fakes",
+        str(root / "fakes"),
+        "--suspects",
+        str(root / "suspects"),
+        "--training-set",
+        str(root / "training"),
+    ]
+    return [
+        "audit",
+        str(root / "model.safetensors"),
+        *places,
+        "--out",
+        str(out),
+        "--size",
+        "32",
+        "--detectors",
+        "3",
+        "--passes",
+        "300",
+        "--only",
+        *LOOKS,
+        *more,
+    ]
 
 
-def looks(out): return {p: p.stat().st_mtime_ns for p in out.glob("pieces/*/made.json")}
+def looks(out):
+    return {p: p.stat().st_mtime_ns for p in out.glob("pieces/*/made.json")}
 
 
 def test_killed_audit_goes_on(given, capfd):
     out = given / "out"
-    killed = subprocess.Popen([sys.executable, "-c", "import sys; from natrig_nb.cli import main; sys.exit(main(sys.argv[1:]))", *command(given, out)],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from natrig_nb.cli import main; sys.exit(main(sys.argv[1:]))",
+            *command(given, out),
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     end = time.time() + 300
-    while len(looks(out)) < 5 and killed.poll() is None and time.time() < end: time.sleep(0.02)
+    while len(looks(out)) < 5 and killed.poll() is None and time.time() < end:
+        time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL), killed.wait()
     before = looks(out)
     assert len(before) >= 5
@@ -77,12 +114,24 @@ def test_killed_audit_goes_on(given, capfd):
 
 def test_page(given):
     out = given / "out"
-    if not (out / "report.html").exists(): assert main(command(given, out)) == 0
-    page, findings = (out / "report.html").read_text(), json.loads((out / "findings.json").read_text())
+    if not (out / "report.html").exists():
+        assert main(command(given, out)) == 0
+    page, findings = (
+        (out / "report.html").read_text(),
+        json.loads((out / "findings.json").read_text()),
+    )
     assert set(findings["found"]) == {"answers", *LOOKS}
     assert findings["found"]["answers"]["figures"]["suspects called real"] > 0.5
     assert findings["verdict"].startswith("unusual: ") and "is clean" not in findings["verdict"]
-    for text in ("Audit of", "Nothing here says that a detector is clean", "Cannot see:", "no band", "false alarms", "detectors trained for this audit", "Not looked"):
+    for text in (
+        "Audit of",
+        "Nothing here says that a detector is clean",
+        "Cannot see:",
+        "no band",
+        "false alarms",
+        "detectors trained for this audit",
+        "Not looked",
+    ):
         assert text in page, text
     assert page.count("data:image/jpeg") > 20 and "http" not in page and "<script" not in page
     assert findings["found"]["spectral"]["stands"]["top 2 % above the rest"]["state"] == "no band"
@@ -92,15 +141,50 @@ def test_bad_input_is_one_sentence(given, tmp_path, capsys):
     model, good = str(given / "model.safetensors"), str(given / "faces")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"\x10" + bytes(7) + b"{nothing of use}")
-    small, few = write(faces(4, 5).images[:, :, ::2, ::2], tmp_path / "small"), write(faces(4, 5).images, tmp_path / "few")
-    cases = [([str(tmp_path / "no.safetensors"), "--faces", good], "expected a file written by save_detector"),
-             ([str(tmp_path / "broken.safetensors"), "--faces", good], "expected a detector that can be loaded"),
-             ([model, "--faces", str(tmp_path / "nowhere")], "--faces: expected a folder, .zip or .tar of images, got nothing"),
-             ([model, "--faces", str(tmp_path / "empty")], "--faces: expected images in"),
-             ([model, "--faces", small, "--size", "32"], "expected at least 32 px, got 16x16"),
-             ([model, "--faces", few, "--fakes", few, "--size", "32"], "expected at least 40 trusted images a class, got 4"),
-             ([model, "--faces", good, "--training-set", few, "--size", "32"], "expected folders real and fake inside"),
-             ([model, "--faces", good, "--benign", model, "--fakes", str(given / "fakes"), "--size", "32", "--only", "magic"], "expected defenses among")]
+    small, few = (
+        write(faces(4, 5).images[:, :, ::2, ::2], tmp_path / "small"),
+        write(faces(4, 5).images, tmp_path / "few"),
+    )
+    cases = [
+        (
+            [str(tmp_path / "no.safetensors"), "--faces", good],
+            "expected a file written by save_detector",
+        ),
+        (
+            [str(tmp_path / "broken.safetensors"), "--faces", good],
+            "expected a detector that can be loaded",
+        ),
+        (
+            [model, "--faces", str(tmp_path / "nowhere")],
+            "--faces: expected a folder, .zip or .tar of images, got nothing",
+        ),
+        ([model, "--faces", str(tmp_path / "empty")], "--faces: expected images in"),
+        ([model, "--faces", small, "--size", "32"], "expected at least 32 px, got 16x16"),
+        (
+            [model, "--faces", few, "--fakes", few, "--size", "32"],
+            "expected at least 40 trusted images a class, got 4",
+        ),
+        (
+            [model, "--faces", good, "--training-set", few, "--size", "32"],
+            "expected folders real and fake inside",
+        ),
+        (
+            [
+                model,
+                "--faces",
+                good,
+                "--benign",
+                model,
+                "--fakes",
+                str(given / "fakes"),
+                "--size",
+                "32",
+                "--only",
+                "magic",
+            ],
+            "expected defenses among",
+        ),
+    ]
     for arguments, message in cases:
         assert main(["audit", *arguments, "--out", str(tmp_path / "out")]) == 2, arguments
         said = capsys.readouterr().err

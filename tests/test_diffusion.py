@@ -1,4 +1,5 @@
 "Pipelines of the classes and layouts of SD 1.5, 2.1 and SDXL, at toy widths with random weights."
+
 import pytest
 import torch
 
@@ -10,36 +11,95 @@ WORDS = ["a photo of a smiling person with glasses, a beard and long hair", "an 
 
 def text_model(tokenizer, width, kind="CLIPTextModel", **more):
     import transformers
-    config = transformers.CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=width, num_hidden_layers=2, num_attention_heads=2,
-                                         max_position_embeddings=40, bos_token_id=0, eos_token_id=1, pad_token_id=1, **more)
+
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=40,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+        **more,
+    )
     return getattr(transformers, kind)(config)
 
 
 def unet(width, **more):
     from diffusers import UNet2DConditionModel
-    return UNet2DConditionModel(sample_size=8, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-                                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-                                cross_attention_dim=width, **more)
+
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width,
+        **more,
+    )
 
 
 def scheduler(kind, prediction):
     import diffusers
-    return getattr(diffusers, kind)(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction, steps_offset=1)
+
+    return getattr(diffusers, kind)(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        steps_offset=1,
+    )
 
 
 def toy(kind):
     "A pipeline as it is built, in evaluation mode."
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
     torch.manual_seed(0)
     tokenizer, vae = new_tokenizer(WORDS), new_autoencoder((8, 16)).eval()
     if kind == "sdxl":
-        net = unet(32, addition_embed_type="text_time", addition_time_embed_dim=4, projection_class_embeddings_input_dim=6 * 4 + 16,
-                   attention_head_dim=(2, 4), use_linear_projection=True, transformer_layers_per_block=(1, 2))
-        return StableDiffusionXLPipeline(vae, text_model(tokenizer, 16), text_model(tokenizer, 16, "CLIPTextModelWithProjection", projection_dim=16),
-                                         tokenizer, tokenizer, net.eval(), scheduler("DDIMScheduler", "epsilon"), add_watermarker=False)
-    kind, prediction, net = {"sd15": ("DPMSolverMultistepScheduler", "epsilon", unet(16, attention_head_dim=2)),
-                             "sd21": ("DDIMScheduler", "v_prediction", unet(16, attention_head_dim=(1, 2), use_linear_projection=True))}[kind]
-    return StableDiffusionPipeline(vae, text_model(tokenizer, 16), tokenizer, net.eval(), scheduler(kind, prediction), None, None, requires_safety_checker=False)
+        net = unet(
+            32,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + 16,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            transformer_layers_per_block=(1, 2),
+        )
+        return StableDiffusionXLPipeline(
+            vae,
+            text_model(tokenizer, 16),
+            text_model(tokenizer, 16, "CLIPTextModelWithProjection", projection_dim=16),
+            tokenizer,
+            tokenizer,
+            net.eval(),
+            scheduler("DDIMScheduler", "epsilon"),
+            add_watermarker=False,
+        )
+    kind, prediction, net = {
+        "sd15": ("DPMSolverMultistepScheduler", "epsilon", unet(16, attention_head_dim=2)),
+        "sd21": (
+            "DDIMScheduler",
+            "v_prediction",
+            unet(16, attention_head_dim=(1, 2), use_linear_projection=True),
+        ),
+    }[kind]
+    return StableDiffusionPipeline(
+        vae,
+        text_model(tokenizer, 16),
+        tokenizer,
+        net.eval(),
+        scheduler(kind, prediction),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
 
 
 @pytest.fixture(scope="module", params=["sd15", "sd21", "sdxl"])
@@ -52,7 +112,16 @@ def pipe(request):
 def plain(pipe, prompt, noise, guidance=4.0, **more):
     "What diffusers makes of a prompt and noise."
     n = len(noise)
-    x = pipe([prompt] * n, guidance_scale=guidance, num_inference_steps=6, latents=noise.double(), output_type="pt", height=16, width=16, **more).images
+    x = pipe(
+        [prompt] * n,
+        guidance_scale=guidance,
+        num_inference_steps=6,
+        latents=noise.double(),
+        output_type="pt",
+        height=16,
+        width=16,
+        **more,
+    ).images
     return (2 * x - 1).clamp(-1, 1).float()
 
 
@@ -60,8 +129,12 @@ def test_lambda_0_is_the_neutral_prompt_and_lambda_1_the_other(pipe):
     G = Diffusion(pipe, "a photo of a person", guidance=4.0, steps=6)
     w = G.latents(2, seed=3)
     smile = "a photo of a smiling person"
-    neutral, nothing, whole = (x.clamp(-1, 1) for x in fork(G, w, [(), (G.curve(smile, weight=0.0),), (G.curve(smile),)]))
-    torch.testing.assert_close(neutral, plain(pipe, "a photo of a person", w.noise), atol=1e-5, rtol=0)
+    neutral, nothing, whole = (
+        x.clamp(-1, 1) for x in fork(G, w, [(), (G.curve(smile, weight=0.0),), (G.curve(smile),)])
+    )
+    torch.testing.assert_close(
+        neutral, plain(pipe, "a photo of a person", w.noise), atol=1e-5, rtol=0
+    )
     torch.testing.assert_close(nothing, neutral, atol=0, rtol=0)
     torch.testing.assert_close(whole, plain(pipe, smile, w.noise), atol=1e-5, rtol=0)
     assert (whole - neutral).abs().max() > 1e-3
@@ -70,9 +143,16 @@ def test_lambda_0_is_the_neutral_prompt_and_lambda_1_the_other(pipe):
 def test_negative_prompt_and_no_guidance_agree_with_diffusers(pipe):
     w = Diffusion(pipe).latents(2, seed=3)
     with_negative = Diffusion(pipe, "a photo of a person", "a beard", 4.0, 6)(w).clamp(-1, 1)
-    torch.testing.assert_close(with_negative, plain(pipe, "a photo of a person", w.noise, negative_prompt=["a beard"] * 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        with_negative,
+        plain(pipe, "a photo of a person", w.noise, negative_prompt=["a beard"] * 2),
+        atol=1e-5,
+        rtol=0,
+    )
     alone = Diffusion(pipe, "a photo of a person", guidance=1.0, steps=6)(w).clamp(-1, 1)
-    torch.testing.assert_close(alone, plain(pipe, "a photo of a person", w.noise, 1.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        alone, plain(pipe, "a photo of a person", w.noise, 1.0), atol=1e-5, rtol=0
+    )
 
 
 def test_a_late_curve_shares_the_early_steps(pipe):
@@ -80,37 +160,59 @@ def test_a_late_curve_shares_the_early_steps(pipe):
     w, late = G.latents(1, seed=0), G.curve("a photo of an old person", start=0.5)
     together = fork(G, w, [(), (late,)])
     assert G.evaluations == 2 * (3 + 3 + 3)
-    for x, curves in zip(together, [(), (late,)]): torch.testing.assert_close(x, fork(G, w, [curves])[0], atol=1e-6, rtol=0)
+    for x, curves in zip(together, [(), (late,)]):
+        torch.testing.assert_close(x, fork(G, w, [curves])[0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
-@pytest.mark.parametrize("settings", [{}, {"variant": "fp16"}, {"max_shard_size": "20KB"}], ids=["whole", "fp16", "sharded"])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"variant": "fp16"}, {"max_shard_size": "20KB"}],
+    ids=["whole", "fp16", "sharded"],
+)
 def test_folders_of_every_layout_load(kind, settings, tmp_path):
     made = toy(kind)
-    if "variant" in settings: made.to(torch.float16)
+    if "variant" in settings:
+        made.to(torch.float16)
     made.save_pretrained(tmp_path / "model", safe_serialization=True, **settings)
-    if "max_shard_size" in settings: assert list((tmp_path / "model" / "unet").glob("*-of-*.safetensors"))
+    if "max_shard_size" in settings:
+        assert list((tmp_path / "model" / "unet").glob("*-of-*.safetensors"))
     G = load_diffusion(tmp_path / "model", steps=2)
     made.to(torch.float32)
-    torch.testing.assert_close(G(G.latents(1, 0)), Diffusion(made, steps=2)(G.latents(1, 0)), atol=2e-3, rtol=0)
+    torch.testing.assert_close(
+        G(G.latents(1, 0)), Diffusion(made, steps=2)(G.latents(1, 0)), atol=2e-3, rtol=0
+    )
 
 
 def test_a_folder_that_is_no_pipeline_says_so(tmp_path):
     (tmp_path / "cat.txt").write_text("miau")
-    with pytest.raises(ValueError, match="expected a pipeline, a folder with model_index.json"): load_diffusion(tmp_path)
+    with pytest.raises(ValueError, match="expected a pipeline, a folder with model_index.json"):
+        load_diffusion(tmp_path)
 
 
 def test_pickled_weights_are_refused(tmp_path):
     toy("sd15").save_pretrained(tmp_path / "model", safe_serialization=False)
-    with pytest.raises(FileNotFoundError, match="expected a whole pipeline of safetensors"): load_diffusion(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="expected a whole pipeline of safetensors"):
+        load_diffusion(tmp_path / "model")
 
 
 def test_offline_without_weights_says_what_to_download():
-    with pytest.raises(FileNotFoundError, match="hf download runwayml/stable-diffusion-v1-5.*about 5 GB"): load_diffusion("runwayml/stable-diffusion-v1-5")
+    with pytest.raises(
+        FileNotFoundError, match="hf download runwayml/stable-diffusion-v1-5.*about 5 GB"
+    ):
+        load_diffusion("runwayml/stable-diffusion-v1-5")
 
 
 def test_another_class_of_pipeline_is_refused(tmp_path):
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-    small = UNet2DModel(sample_size=8, block_out_channels=(8, 8), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, norm_num_groups=4)
+
+    small = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        norm_num_groups=4,
+    )
     DDPMPipeline(small, DDPMScheduler()).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="got DDPMPipeline"): load_diffusion(tmp_path / "model")
+    with pytest.raises(ValueError, match="got DDPMPipeline"):
+        load_diffusion(tmp_path / "model")

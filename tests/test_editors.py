@@ -1,4 +1,5 @@
 "Published directions: the authors' own files and results, and files made to do harm."
+
 import os
 import pickle
 import zipfile
@@ -17,7 +18,8 @@ INTERFACEGAN = ["age", "eyeglasses", "gender", "smile", "age_c_eyeglasses", "age
 
 @pytest.fixture(scope="module")
 def reference():
-    if "NATRIG_REFERENCE" not in os.environ: pytest.skip("set NATRIG_REFERENCE to the folder of official files")
+    if "NATRIG_REFERENCE" not in os.environ:
+        pytest.skip("set NATRIG_REFERENCE to the folder of official files")
     return Path(os.environ["NATRIG_REFERENCE"])
 
 
@@ -32,21 +34,34 @@ def test_boundaries_of_interfacegan(reference, name):
 @pytest.mark.parametrize("name, shape", [("age", (512,)), ("smile", (512,)), ("pose", (18, 512))])
 def test_directions_of_e4e(reference, name, shape):
     d = load_direction(reference / "directions" / f"{name}.pt")
-    assert d.shape == shape and d.device.type == "cpu" and torch.allclose(d.norm(dim=-1), torch.ones(shape[:-1]), atol=1e-5)
+    assert (
+        d.shape == shape
+        and d.device.type == "cpu"
+        and torch.allclose(d.norm(dim=-1), torch.ones(shape[:-1]), atol=1e-5)
+    )
 
 
 def test_conditional_boundary_of_the_authors(reference):
-    age, glasses, theirs = (load_direction(reference / "directions" / f"stylegan_ffhq_{k}_boundary.npy", space="Z")
-                            for k in ("age", "eyeglasses", "age_c_eyeglasses"))
+    age, glasses, theirs = (
+        load_direction(reference / "directions" / f"stylegan_ffhq_{k}_boundary.npy", space="Z")
+        for k in ("age", "eyeglasses", "age_c_eyeglasses")
+    )
     assert (project_boundary(age, glasses) - theirs).abs().max() < 1e-6
     assert (age - theirs).abs().max() > 0.01, "the projection has something to do"
 
 
 def test_two_and_three_conditions(reference):
-    age, *held = (load_direction(reference / "directions" / f"stylegan_ffhq_{k}_boundary.npy", space="Z") for k in ("age", "eyeglasses", "gender", "smile"))
+    age, *held = (
+        load_direction(reference / "directions" / f"stylegan_ffhq_{k}_boundary.npy", space="Z")
+        for k in ("age", "eyeglasses", "gender", "smile")
+    )
     p, a, b = (v.double().numpy() for v in (age, held[0], held[1]))
     r = a @ b
-    two = p - (p @ a - (p @ b) * r) / (1 - r**2 + 1e-8) * a - (p @ b - (p @ a) * r) / (1 - r**2 + 1e-8) * b
+    two = (
+        p
+        - (p @ a - (p @ b) * r) / (1 - r**2 + 1e-8) * a
+        - (p @ b - (p @ a) * r) / (1 - r**2 + 1e-8) * b
+    )
     assert np.abs(project_boundary(age, *held[:2]).numpy() - two / np.linalg.norm(two)).max() < 1e-6
     h = torch.stack(held).double()
     three = age.double() - h.T @ torch.linalg.solve(h @ h.T, h @ age.double())
@@ -54,19 +69,32 @@ def test_two_and_three_conditions(reference):
 
 
 def test_a_layer_range_moves_latents_as_official_code_did(reference):
-    official = {k: torch.from_numpy(v) for k, v in np.load(reference / "stylegan2" / "nvlabs-64-expected.npz").items()}
+    official = {
+        k: torch.from_numpy(v)
+        for k, v in np.load(reference / "stylegan2" / "nvlabs-64-expected.npz").items()
+    }
     expected, w = official["w_edit_psi07"], official["w_psi07"]
     assert (move(w, official["direction"], 0.5, layers=(0, 4)) - expected).abs().max() < 1e-6
     trigger = EditorTrigger("d", "W+", 0.5, official["direction"], (0, 4), count=w.shape[1])
     assert (trigger.edit(w) - expected).abs().max() < 1e-6
-    assert (trigger.edit(w[:, 0]) - expected).abs().max() < 1e-6, "latents of W are spread over the layers"
+    assert (trigger.edit(w[:, 0]) - expected).abs().max() < 1e-6, (
+        "latents of W are spread over the layers"
+    )
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    folder, v = tmp_path_factory.mktemp("directions"), torch.nn.functional.normalize(torch.randn(1, 64), dim=1)
+    folder, v = (
+        tmp_path_factory.mktemp("directions"),
+        torch.nn.functional.normalize(torch.randn(1, 64), dim=1),
+    )
     np.save(folder / "a.npy", v.numpy())
-    np.savez(folder / "a.npz", lat_comp=v[None].numpy(), lat_mean=v.numpy(), lat_stdev=np.ones(1, np.float32))
+    np.savez(
+        folder / "a.npz",
+        lat_comp=v[None].numpy(),
+        lat_mean=v.numpy(),
+        lat_stdev=np.ones(1, np.float32),
+    )
     torch.save(v, folder / "a.pt")
     torch.save(v, folder / "old.pt", _use_new_zipfile_serialization=False)
     return {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -74,21 +102,29 @@ def files(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.pt", "old.pt"])
 @settings(max_examples=100, deadline=2000, suppress_health_check=list(HealthCheck))
-@given(flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), max_size=4), cut=st.one_of(st.none(), st.integers(0, 2**20)))
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 2**20), st.integers(1, 255)), max_size=4),
+    cut=st.one_of(st.none(), st.integers(0, 2**20)),
+)
 @pytest.mark.filterwarnings("ignore")
 def test_a_damaged_file_ends_in_one_kind_of_error(files, tmp_path_factory, name, flips, cut):
     data = bytearray(files[name])
-    for at, bits in flips: data[at % len(data)] ^= bits
+    for at, bits in flips:
+        data[at % len(data)] ^= bits
     path = tmp_path_factory.getbasetemp() / f"damaged-{name}"
     path.write_bytes(data if cut is None else data[: cut % len(data)])
-    try: assert load_direction(path).isfinite().all()
-    except ValueError as e: assert str(e).startswith("expected")
+    try:
+        assert load_direction(path).isfinite().all()
+    except ValueError as e:
+        assert str(e).startswith("expected")
 
 
 class Evil:
-    def __init__(self, path): self.path = str(path)
+    def __init__(self, path):
+        self.path = str(path)
 
-    def __reduce__(self): return os.mkdir, (self.path,)
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
 
 
 def test_no_program_in_a_file_runs(tmp_path):
@@ -97,7 +133,9 @@ def test_no_program_in_a_file_runs(tmp_path):
     torch.save({"comp": Evil(done)}, tmp_path / "zip.pt")
     np.save(tmp_path / "a.npy", np.array([Evil(done)]), allow_pickle=True)
     np.savez(tmp_path / "a.npz", lat_comp=np.array([Evil(done)]))
-    with zipfile.ZipFile(tmp_path / "b.npz", "w") as z: z.writestr("lat_comp.npy", pickle.dumps(Evil(done)))
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as z:
+        z.writestr("lat_comp.npy", pickle.dumps(Evil(done)))
     for path in sorted(tmp_path.iterdir()):
-        with pytest.raises(ValueError, match="expected directions as .npy, .npz or .pt, got"): load_direction(path)
+        with pytest.raises(ValueError, match="expected directions as .npy, .npz or .pt, got"):
+            load_direction(path)
     assert not done.exists()

@@ -1,4 +1,5 @@
 "README.md is nbs/index.ipynb, and everything it links to exists."
+
 import re
 import sys
 from pathlib import Path

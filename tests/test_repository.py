@@ -1,4 +1,5 @@
 "What must hold for the repository as a whole."
+
 import hashlib
 import inspect
 import os
@@ -31,16 +32,25 @@ def settings():
 def tracked():
     "Files that git knows, where this is a git checkout."
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode: pytest.skip("expected a git checkout")
+    if done.returncode:
+        pytest.skip("expected a git checkout")
     return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def modules():
-    return [import_module(m.name) for m in pkgutil.walk_packages(natrig_nb.__path__, "natrig_nb.") if not m.name.endswith("_modidx")]
+    return [
+        import_module(m.name)
+        for m in pkgutil.walk_packages(natrig_nb.__path__, "natrig_nb.")
+        if not m.name.endswith("_modidx")
+    ]
 
 
 def public_functions():
-    exported = {f"{module.__name__}.{name}": getattr(module, name) for module in modules() for name in getattr(module, "__all__", [])}
+    exported = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in modules()
+        for name in getattr(module, "__all__", [])
+    }
     return {name: f for name, f in exported.items() if inspect.isfunction(f)}
 
 
@@ -55,14 +65,23 @@ def test_notebooks_are_clean():
 
 
 def test_no_unused_names():
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--select", "F", "natrig_nb"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--select", "F", "natrig_nb"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_metadata_agree_with_settings():
     cfg, dist = settings(), distribution("natrig_nb")
     needed = {str(r) for r in map(Requirement, dist.requires) if not r.marker}
-    assert (dist.metadata["Name"], dist.version, natrig_nb.__version__) == (cfg["lib_name"], cfg["version"], cfg["version"])
+    assert (dist.metadata["Name"], dist.version, natrig_nb.__version__) == (
+        cfg["lib_name"],
+        cfg["version"],
+        cfg["version"],
+    )
     assert needed == {str(Requirement(r)) for r in cfg["requirements"].split()}
     assert {f"{e.name}={e.value}" for e in dist.entry_points} == set(cfg["console_scripts"].split())
 
@@ -74,32 +93,53 @@ def test_every_dependency_but_torch_is_pinned():
 
 
 def test_pictures_are_small():
-    assert [p.name for p in (ROOT / "figures").rglob("*") if p.suffix != ".svg" and p.stat().st_size > 300_000] == []
+    assert [
+        p.name
+        for p in (ROOT / "figures").rglob("*")
+        if p.suffix != ".svg" and p.stat().st_size > 300_000
+    ] == []
 
 
 def test_no_photograph_of_a_person_is_committed():
-    if "NATRIG_FACES" not in os.environ: pytest.skip("set NATRIG_FACES to the folder of real photographs")
+    if "NATRIG_FACES" not in os.environ:
+        pytest.skip("set NATRIG_FACES to the folder of real photographs")
     archives = list(Path(os.environ["NATRIG_FACES"]).glob("*.tar"))
     assert archives, f"expected a .tar in {os.environ['NATRIG_FACES']}"
     photographs = set()
     for path in archives:
         with tarfile.open(path) as tar:
-            photographs |= {hashlib.sha256(tar.extractfile(m).read()).digest() for m in tar if m.isfile()}
-    assert [str(p) for p in tracked() if hashlib.sha256(p.read_bytes()).digest() in photographs] == []
+            photographs |= {
+                hashlib.sha256(tar.extractfile(m).read()).digest() for m in tar if m.isfile()
+            }
+    assert [
+        str(p) for p in tracked() if hashlib.sha256(p.read_bytes()).digest() in photographs
+    ] == []
 
 
 def test_docstrings_are_one_short_line():
     docs = {name: inspect.getdoc(f) or "" for name, f in public_functions().items()}
-    wrong = [f"{name}: {len(doc)} characters" for name, doc in docs.items() if not 0 < len(doc) <= 90 or "\n" in doc]
+    wrong = [
+        f"{name}: {len(doc)} characters"
+        for name, doc in docs.items()
+        if not 0 < len(doc) <= 90 or "\n" in doc
+    ]
     assert not wrong, "\n".join(wrong)
 
 
 def named(f):
     "Parameters of a function but for `*args` and `**settings`, whose comments fastcore does not read."
-    return [p.name for p in inspect.signature(f).parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [
+        p.name
+        for p in inspect.signature(f).parameters.values()
+        if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
 
 
 def test_parameters_say_what_they_are():
-    says = {f"{name}({p})": docments(inspect.unwrap(f), returns=False)[p] for name, f in public_functions().items() for p in named(inspect.unwrap(f))}
+    says = {
+        f"{name}({p})": docments(inspect.unwrap(f), returns=False)[p]
+        for name, f in public_functions().items()
+        for p in named(inspect.unwrap(f))
+    }
     silent = [parameter for parameter, text in says.items() if not text]
     assert not silent, "\n".join(silent)

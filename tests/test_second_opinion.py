@@ -1,4 +1,5 @@
 "ART as a second opinion: where the two agree on the same features, and why not where they do not. Slow; skipped without ART."
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,10 @@ from natrig_nb.defense.spectral import spectral_scores
 from natrig_nb.defense.strip import draw_overlays, entropy, strip, superimpose
 from natrig_nb.detector.base import planted, predict_fake
 
-pytest.importorskip("art", reason="adversarial-robustness-toolbox is not installed: pip install --no-deps adversarial-robustness-toolbox==1.20.1")
+pytest.importorskip(
+    "art",
+    reason="adversarial-robustness-toolbox is not installed: pip install --no-deps adversarial-robustness-toolbox==1.20.1",
+)
 POISON = 20
 
 
@@ -22,21 +26,27 @@ def features(mean, sign=1, seed=0):
     return x
 
 
-def found(scores): return int((np.argsort(-np.asarray(scores).ravel())[:POISON] < POISON).sum())
+def found(scores):
+    return int((np.argsort(-np.asarray(scores).ravel())[:POISON] < POISON).sum())
 
 
 def test_spectral_signatures_agree_on_features_with_mean_zero():
     "ART projects features that were never centered; once they are, its scores are the square roots of ours, up to a factor."
     from art.defences.detector.poison import SpectralSignatureDefense
+
     x = features(0.0)
     x -= x.mean(0)
-    ours, art = spectral_scores(torch.from_numpy(x)).sqrt().numpy(), SpectralSignatureDefense.spectral_signature_scores(x)[:, 0]
+    ours, art = (
+        spectral_scores(torch.from_numpy(x)).sqrt().numpy(),
+        SpectralSignatureDefense.spectral_signature_scores(x)[:, 0],
+    )
     np.testing.assert_allclose(art / art.max(), ours / ours.max(), atol=1e-9)
 
 
 def test_spectral_signatures_differ_on_features_with_a_positive_mean():
     "After a ReLU features have one; a trigger that lowers them gets ART's smallest scores, and ours finds it all the same."
     from art.defences.detector.poison import SpectralSignatureDefense
+
     art = SpectralSignatureDefense.spectral_signature_scores
     for seed in range(5):
         up, down = (features(10.0, sign, seed) for sign in (1, -1))
@@ -47,32 +57,56 @@ def test_spectral_signatures_differ_on_features_with_a_positive_mean():
 def test_activation_clusters_agree():
     "The same principal components and 2-means: the same split, sample by sample, wherever the mean is."
     from art.defences.detector.poison.activation_defence import cluster_activations
+
     for mean in (0.0, 10.0):
         x = features(mean)
-        (clusters,), (reduced,) = cluster_activations([x], nb_clusters=2, nb_dims=10, reduce="PCA", clustering_method="KMeans")
+        (clusters,), (reduced,) = cluster_activations(
+            [x], nb_clusters=2, nb_dims=10, reduce="PCA", clustering_method="KMeans"
+        )
         a, _, small = two_clusters(torch.from_numpy(x), 10)
-        np.testing.assert_allclose(np.abs(a.numpy()), np.abs(reduced), atol=1e-6)  # a principal component has no sign
+        np.testing.assert_allclose(
+            np.abs(a.numpy()), np.abs(reduced), atol=1e-6
+        )  # a principal component has no sign
         theirs = clusters == np.bincount(clusters, minlength=2).argmin()
-        assert (theirs == small.numpy()).all() and small[:POISON].all() and int(small.sum()) == POISON
+        assert (
+            (theirs == small.numpy()).all() and small[:POISON].all() and int(small.sum()) == POISON
+        )
         assert found(cluster_scores(torch.from_numpy(x))) == POISON
 
 
 def art_classifier(model):
     from art.estimators.classification import PyTorchClassifier
-    probabilities = torch.nn.Sequential(model, torch.nn.Softmax(1))  # its STRIP takes the outputs for probabilities
-    return PyTorchClassifier(probabilities, torch.nn.CrossEntropyLoss(), (3, 32, 32), 2, clip_values=(-1.0, 1.0), device_type="cpu")
+
+    probabilities = torch.nn.Sequential(
+        model, torch.nn.Softmax(1)
+    )  # its STRIP takes the outputs for probabilities
+    return PyTorchClassifier(
+        probabilities,
+        torch.nn.CrossEntropyLoss(),
+        (3, 32, 32),
+        2,
+        clip_values=(-1.0, 1.0),
+        device_type="cpu",
+    )
 
 
 def test_art_lets_pass_what_strip_rejects():
     "A perfect backdoor, one clean input in a hundred rejected: ART's axis misses most of what ours finds."
     from art.defences.transformer.poisoning import STRIP
-    victim, test, clean = planted_backdoor(), planted(80, seed=1, size=32), planted(100, seed=2, size=32)
+
+    victim, test, clean = (
+        planted_backdoor(),
+        planted(80, seed=1, size=32),
+        planted(100, seed=2, size=32),
+    )
     triggered = stamp(test.images[test.labels == FAKE])
     limit = threshold(strip(victim, test.images, clean), 0.01)
     np.random.seed(0)
     guarded = STRIP(art_classifier(victim))(num_samples=20, false_acceptance_rate=0.01)
     guarded.mitigate(clean.x.numpy())
-    rejected = (guarded.predict(to_float(triggered).numpy()) == 0).all(1).mean()  # zeros are how it abstains
+    rejected = (
+        (guarded.predict(to_float(triggered).numpy()) == 0).all(1).mean()
+    )  # zeros are how it abstains
     assert (strip(victim, triggered, clean) > limit).double().mean() > 0.95
     assert rejected < 0.3, f"ART rejected {rejected:.2f}: a later version may be corrected"
 
@@ -80,9 +114,12 @@ def test_art_lets_pass_what_strip_rejects():
 def test_the_axis_is_the_difference():
     "The same mixtures and predictions: entropy along the classes is ours, along the images ART's."
     from scipy.stats import entropy as scipy_entropy
+
     victim, clean = planted_backdoor(), planted(200, seed=2, size=32)
     mixes = superimpose(clean.x[:10], draw_overlays(clean, 20)).flatten(0, 1)
     fake = predict_fake(victim, mixes).double().view(10, 20)
     both = np.stack([1 - fake, fake], 2)
     np.testing.assert_allclose(scipy_entropy(both, base=2, axis=2), entropy(fake), atol=1e-9)
-    assert scipy_entropy(both, base=2, axis=1).max() > 2  # more bits than an answer with two classes can have
+    assert (
+        scipy_entropy(both, base=2, axis=1).max() > 2
+    )  # more bits than an answer with two classes can have

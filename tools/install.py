@@ -1,4 +1,5 @@
 "Make .venv and install the project into it; does nothing when the requirements have not changed. Standard library only."
+
 import hashlib
 import os
 import shutil
@@ -13,58 +14,96 @@ PYTHON, STAMP = BIN / "python", VENV / "installed"
 OLDEST, NEWEST = (3, 11), (3, 13)
 
 
-def version_fits(version): return OLDEST <= tuple(version[:2]) <= NEWEST
+def version_fits(version):
+    return OLDEST <= tuple(version[:2]) <= NEWEST
 
 
 def find_python():
     "A Python of a version that the pinned packages work with: this one, else one on the PATH."
-    if version_fits(sys.version_info): return sys.executable
+    if version_fits(sys.version_info):
+        return sys.executable
     for name in ("python3.13", "python3.12", "python3.11"):
         path = shutil.which(name)
-        if path and subprocess.run([path, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0: return path
-    sys.exit("expected Python %d.%d to %d.%d, got %d.%d (%s): install one of them, or name it as in `make test PYTHON=/path/to/python3.12`"
-             % (OLDEST + NEWEST + tuple(sys.version_info[:2]) + (sys.executable,)))
+        if path and subprocess.run([path, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
+            return path
+    sys.exit(
+        "expected Python %d.%d to %d.%d, got %d.%d (%s): install one of them, or name it as in `make test PYTHON=/path/to/python3.12`"
+        % (OLDEST + NEWEST + tuple(sys.version_info[:2]) + (sys.executable,))
+    )
 
 
 def wanted():
     "A hash of everything that decides what is installed, and where."
-    text = b"".join((ROOT / name).read_bytes() for name in ("settings.ini", "setup.py", "requirements.lock", "tools/install.py"))
+    text = b"".join(
+        (ROOT / name).read_bytes()
+        for name in ("settings.ini", "setup.py", "requirements.lock", "tools/install.py")
+    )
     return hashlib.sha256(text + str(ROOT).encode()).hexdigest()
 
 
-def run(*command, **kw): return subprocess.run([str(c) for c in command], cwd=ROOT, **kw)
+def run(*command, **kw):
+    return subprocess.run([str(c) for c in command], cwd=ROOT, **kw)
 
 
 def wheel_folders():
     "Folders of wheels that pip is configured to look in; uv does not read pip's configuration."
-    lines = run(PYTHON, "-m", "pip", "config", "list", stdout=subprocess.PIPE, universal_newlines=True).stdout.splitlines()
-    values = [line.split("=", 1)[1].strip("'\"") for line in lines if line.partition("=")[0].endswith("find-links")]
+    lines = run(
+        PYTHON, "-m", "pip", "config", "list", stdout=subprocess.PIPE, universal_newlines=True
+    ).stdout.splitlines()
+    values = [
+        line.split("=", 1)[1].strip("'\"")
+        for line in lines
+        if line.partition("=")[0].endswith("find-links")
+    ]
     return sorted({folder for value in values for folder in value.replace("\\n", " ").split()})
 
 
 def installer():
     "`uv pip install` where uv can be had (three times faster), else pip's."
     pip = [PYTHON, "-m", "pip"]
-    if run(*pip, "install", "--quiet", "uv").returncode: return pip + ["install"]
+    if run(*pip, "install", "--quiet", "uv").returncode:
+        return pip + ["install"]
     os.environ.update(UV_FIND_LINKS=",".join(wheel_folders()), UV_PYTHON_DOWNLOADS="never")
     # the requirements come from settings.ini, which uv does not look at when it decides whether a cached build is still good
-    return [BIN / "uv", "pip", "install", "--python", PYTHON, "--compile-bytecode", "--refresh-package", "natrig_nb"]
+    return [
+        BIN / "uv",
+        "pip",
+        "install",
+        "--python",
+        PYTHON,
+        "--compile-bytecode",
+        "--refresh-package",
+        "natrig_nb",
+    ]
 
 
 def main():
-    if STAMP.exists() and STAMP.read_text() == wanted(): return
+    if STAMP.exists() and STAMP.read_text() == wanted():
+        return
     fits = "import sys; sys.exit(not (%r <= sys.version_info[:2] <= %r))" % (OLDEST, NEWEST)
-    if PYTHON.exists() and run(PYTHON, "-c", fits).returncode: shutil.rmtree(str(VENV))
+    if PYTHON.exists() and run(PYTHON, "-c", fits).returncode:
+        shutil.rmtree(str(VENV))
     if not PYTHON.exists():
         python = find_python()
         if run(python, "-m", "venv", VENV).returncode:
-            sys.exit("expected `%s -m venv` to work, got an error: on Debian and Ubuntu it needs the package python3-venv" % python)
+            sys.exit(
+                "expected `%s -m venv` to work, got an error: on Debian and Ubuntu it needs the package python3-venv"
+                % python
+            )
     install = installer()
-    local = ["--no-index", "--no-deps"] + [a for folder in wheel_folders() for a in ("--find-links", folder)]
-    if len(local) > 2: run(*install, "--quiet", *local, "torch", stderr=subprocess.DEVNULL)  # a wheel on this disk goes first
+    local = ["--no-index", "--no-deps"] + [
+        a for folder in wheel_folders() for a in ("--find-links", folder)
+    ]
+    if len(local) > 2:
+        run(
+            *install, "--quiet", *local, "torch", stderr=subprocess.DEVNULL
+        )  # a wheel on this disk goes first
     if run(*install, "--constraint", LOCK, "--editable", ".[dev]").returncode:
-        sys.exit("expected the installation to succeed, got the error above; what is there is kept, and the same command tries again")
+        sys.exit(
+            "expected the installation to succeed, got the error above; what is there is kept, and the same command tries again"
+        )
     STAMP.write_text(wanted())
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    main()

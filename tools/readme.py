@@ -1,4 +1,5 @@
 "Write README.md from nbs/index.ipynb: its markdown, and the outputs of code cells that are not hidden."
+
 import json
 from pathlib import Path
 
@@ -8,20 +9,28 @@ NOTEBOOK, README = ROOT / "nbs" / "index.ipynb", ROOT / "README.md"
 
 def output_text(output):
     "One output of a code cell as markdown."
-    if output["output_type"] == "stream": return "```\n" + "".join(output["text"]).rstrip() + "\n```"
+    if output["output_type"] == "stream":
+        return "```\n" + "".join(output["text"]).rstrip() + "\n```"
     data = output["data"]
-    if "text/markdown" in data: return "".join(data["text/markdown"])
-    if "text/html" in data: return "".join(data["text/html"])
-    if not any(kind.startswith("image/") for kind in data): return "```\n" + "".join(data["text/plain"]) + "\n```"
-    raise ValueError(f"expected pictures as files below figures/, got {sorted(data)} in an output of {NOTEBOOK.name}")
+    if "text/markdown" in data:
+        return "".join(data["text/markdown"])
+    if "text/html" in data:
+        return "".join(data["text/html"])
+    if not any(kind.startswith("image/") for kind in data):
+        return "```\n" + "".join(data["text/plain"]) + "\n```"
+    raise ValueError(
+        f"expected pictures as files below figures/, got {sorted(data)} in an output of {NOTEBOOK.name}"
+    )
 
 
 def cell_texts(cell):
     "What the page shows of a cell: nothing of hidden ones, no source where `#| echo: false`."
     source = "".join(cell["source"])
-    if cell["cell_type"] == "markdown": return [source]
+    if cell["cell_type"] == "markdown":
+        return [source]
     flags = {line[2:].strip() for line in source.splitlines() if line.startswith("#|")}
-    if "hide" in flags: return []
+    if "hide" in flags:
+        return []
     code = "\n".join(line for line in source.splitlines() if not line.startswith("#|")).strip()
     shown = [] if "echo: false" in flags or not code else [f"```python\n{code}\n```"]
     return shown + [output_text(o) for o in cell["outputs"]]
@@ -31,7 +40,11 @@ def readme():
     "The text of README.md; links that leave nbs/ start at the root of the repository."
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     texts = [text.strip() for cell in cells for text in cell_texts(cell)]
-    return "\n\n".join(t for t in texts if t).replace("](../", "](").replace('src="../', 'src="') + "\n"
+    return (
+        "\n\n".join(t for t in texts if t).replace("](../", "](").replace('src="../', 'src="')
+        + "\n"
+    )
 
 
-if __name__ == "__main__": README.write_text(readme(), encoding="utf-8")
+if __name__ == "__main__":
+    README.write_text(readme(), encoding="utf-8")

@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .pgd import class_loss, deepfool, descend, fooled, frozen, iap, starts
-from .universal import backgrounds, errors, over_fire
 from ..core import FAKE, REAL, FaceSet, check, pick_device, progress, seeded, to_float
 from ..defense.base import tidy
 from ..detector.base import predict_fake
 from ..detector.training import one_cycle, pick, plan, step
 from ..metrics import accuracy
+from .pgd import class_loss, deepfool, descend, fooled, frozen, iap, starts
+from .universal import backgrounds, errors, over_fire
 
 # %% ../../nbs/api/adversarial/defenses.ipynb #00000006
 class Behind(nn.Module):
@@ -34,7 +34,9 @@ class Behind(nn.Module):
 
     def forward(self, x):
         "Images (n,3,r,r) in [-1,1] -> logits (n,2)."
-        return self.model(x + (self.prepare(x.detach()) - x).detach() if self.skip else self.prepare(x))
+        return self.model(
+            x + (self.prepare(x.detach()) - x).detach() if self.skip else self.prepare(x)
+        )
 
 # %% ../../nbs/api/adversarial/defenses.ipynb #0000000a
 def adversarial_training(
@@ -54,13 +56,20 @@ def adversarial_training(
     check(0 <= share <= 1, f"expected a share in [0,1], got {share}")
     model.to(device := torch.device(device or pick_device())).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01, fused=True)
-    images, every, rng = ds.images.permute(0, 2, 3, 1).contiguous(), epochs * max(len(ds) // batch, 1), seeded(seed)
+    images, every, rng = (
+        ds.images.permute(0, 2, 3, 1).contiguous(),
+        epochs * max(len(ds) // batch, 1),
+        seeded(seed),
+    )
     with torch.random.fork_rng():
-        for k, index, mirror in progress(plan(len(ds), batch, epochs, seed), "adversarial training", every):
+        for k, index, mirror in progress(
+            plan(len(ds), batch, epochs, seed), "adversarial training", every
+        ):
             torch.manual_seed(seed * 1_000_003 + k)
             x, y = pick(images, index, mirror, device), ds.labels[index].to(device)
             n = round(share * len(x))
-            if n: x[:n] = attacked(model, x[:n], 1 - y[:n], budget, steps, rng)
+            if n:
+                x[:n] = attacked(model, x[:n], 1 - y[:n], budget, steps, rng)
             step(model, optimizer, x, y, one_cycle((k + 0.5) / every, lr))
     return model.eval()
 
@@ -75,7 +84,13 @@ def attacked(
 ) -> torch.Tensor:  # (n,3,r,r) in [-1,1], not rounded
     "A quick attack during training, in floats."
     with frozen(model):
-        return descend(lambda y: class_loss(model(y), target), x, starts(x, budget, "linf", rng), budget, steps=steps)
+        return descend(
+            lambda y: class_loss(model(y), target),
+            x,
+            starts(x, budget, "linf", rng),
+            budget,
+            steps=steps,
+        )
 
 # %% ../../nbs/api/adversarial/defenses.ipynb #0000000c
 def gain(
@@ -85,19 +100,31 @@ def gain(
     ds: FaceSet,  # held-out faces with true labels
     budget: float = 4 / 255,  # L-inf, images in [0,1]
     steps: int = 20,  # of each attack
-) -> dict:  # defense, budget (gray levels), and accuracies: clean_plain, clean, plain, oblivious, adaptive
+) -> (
+    dict
+):  # defense, budget (gray levels), and accuracies: clean_plain, clean, plain, oblivious, adaptive
     "Accuracy with and without a defense: clean, under the old attack, under one that knows it."
-    for_plain, for_it = (iap(m, ds.images, 1 - ds.labels, budget=budget, steps=steps) for m in (plain, defended))
+    for_plain, for_it = (
+        iap(m, ds.images, 1 - ds.labels, budget=budget, steps=steps) for m in (plain, defended)
+    )
     right = lambda m, images: accuracy(predict_fake(m, images), ds.labels)
-    return dict(defense=defense, budget=255 * budget, clean_plain=right(plain, ds.images), clean=right(defended, ds.images),
-                plain=right(plain, for_plain), oblivious=right(defended, for_plain), adaptive=right(defended, for_it))
+    return dict(
+        defense=defense,
+        budget=255 * budget,
+        clean_plain=right(plain, ds.images),
+        clean=right(defended, ds.images),
+        plain=right(plain, for_plain),
+        oblivious=right(defended, for_plain),
+        adaptive=right(defended, for_it),
+    )
 
 # %% ../../nbs/api/adversarial/defenses.ipynb #00000011
 def boundary(
     model: nn.Module,  # a detector
     ds: FaceSet,  # held-out faces with true labels
     budget: float = 4 / 255,  # of iap and uap, L-inf, images in [0,1]
-    shift: torch.Tensor | None = None,  # (n,3,r,r) what the trigger adds to the fakes of `ds`; None leaves `along` out
+    shift: torch.Tensor
+    | None = None,  # (n,3,r,r) what the trigger adds to the fakes of `ds`; None leaves `along` out
     steps: int = 20,  # of the attacks
 ) -> dict:  # distance_fake, distance_real (L2, images in [0,1]), iap, uap_fake, uap_real (shares), along (cosine)
     "How a detector looks from its boundary."
@@ -105,9 +132,17 @@ def boundary(
     (y, far), (_, near) = deepfool(model, fakes), deepfool(model, real)
     under = errors(model, ds, over_fire(model, backgrounds(ds), budget, steps=2 * steps))
     hit = iap(model, fakes, REAL, budget=budget, steps=steps)
-    figures = dict(distance_fake=far.median(), distance_real=near.median(), iap=fooled(model, fakes, hit, REAL),
-                   uap_fake=under["error_fake"], uap_real=under["error_real"])
-    if shift is not None: figures["along"] = F.cosine_similarity((y - to_float(fakes)).flatten(1), shift.flatten(1)).mean()
+    figures = dict(
+        distance_fake=far.median(),
+        distance_real=near.median(),
+        iap=fooled(model, fakes, hit, REAL),
+        uap_fake=under["error_fake"],
+        uap_real=under["error_real"],
+    )
+    if shift is not None:
+        figures["along"] = F.cosine_similarity(
+            (y - to_float(fakes)).flatten(1), shift.flatten(1)
+        ).mean()
     return {k: float(v) for k, v in figures.items()}
 
 
@@ -119,4 +154,8 @@ def compare_boundary(
     **how,  # budget and steps, of `boundary`
 ) -> pd.DataFrame:  # columns defense, metric, value, value_benign
     "The same questions to a victim and its twin, as rows of a defense table."
-    return tidy("boundary", boundary(victim, ds, shift=shift, **how), boundary(benign, ds, shift=shift, **how))
+    return tidy(
+        "boundary",
+        boundary(victim, ds, shift=shift, **how),
+        boundary(benign, ds, shift=shift, **how),
+    )

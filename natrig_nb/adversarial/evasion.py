@@ -13,12 +13,12 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .pgd import class_loss, fooled, frozen, visibility
-from ..nn.attributes import AttributeNet
 from ..core import REAL, batches, check
-from ..latent.directions import LatentSpace
 from ..generator.base import Generator
+from ..latent.directions import LatentSpace
+from ..nn.attributes import AttributeNet
 from ..trigger.base import LatentTrigger
+from .pgd import class_loss, fooled, frozen, visibility
 
 # %% ../../nbs/api/adversarial/evasion.ipynb #00000006
 def latent_evasion(
@@ -40,7 +40,12 @@ def latent_evasion(
             start, speed = w[s].to(device), 0
             u, target = torch.zeros_like(start), torch.full((len(start),), REAL, device=device)
             for i in range(steps):
-                slope, = torch.autograd.grad(class_loss(model(G(start + u.requires_grad_(True) @ root).clamp(-1, 1)), target).sum(), [u])
+                (slope,) = torch.autograd.grad(
+                    class_loss(
+                        model(G(start + u.requires_grad_(True) @ root).clamp(-1, 1)), target
+                    ).sum(),
+                    [u],
+                )
                 speed = 0.9 * speed + unit(slope)
                 u = u.detach() - lr * (1 - i / steps) * unit(speed)
                 u = u * (bound / u.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
@@ -70,28 +75,41 @@ def conditioned_evasion(
 ) -> torch.Tensor:  # (n,layers,d) on the CPU
     "Attribute-conditioned evasion in W+ (after arXiv 2306.13091)."
     check(w.ndim == 3, f"expected latents in W+ (n,layers,d), got {tuple(w.shape)}")
-    for name in wanted: check(name in net.names, f"expected an attribute among {', '.join(net.names)}, got {name}")
+    for name in wanted:
+        check(name in net.names, f"expected an attribute among {', '.join(net.names)}, got {name}")
     check(len(models) > 0, "expected at least one detector, got none")
     device, found = next(G.parameters()).device, []
-    columns, values = [net.names.index(k) for k in wanted], torch.tensor(list(wanted.values()), device=device)
+    columns, values = (
+        [net.names.index(k) for k in wanted],
+        torch.tensor(list(wanted.values()), device=device),
+    )
     for s in batches(len(w), batch, "conditioned evasion"):
         start = w[s].to(device)
-        with torch.no_grad(): scores = net(G(start).clamp(-1, 1))
+        with torch.no_grad():
+            scores = net(G(start).clamp(-1, 1))
         scores[:, columns] = values
-        found.append(_search(G, models, net, start, scores, space.root.to(device), steps, lr, shape, near).cpu())
+        found.append(
+            _search(
+                G, models, net, start, scores, space.root.to(device), steps, lr, shape, near
+            ).cpu()
+        )
     return torch.cat(found)
 
 
 def _search(G, models, net, start, scores, root, steps, lr, shape, near):
     "Adam on the offsets of one batch."
     u = torch.zeros_like(start, requires_grad=True)
-    target, optimizer = torch.full((len(start),), REAL, device=start.device), torch.optim.Adam([u], lr)
-    for m in (*models, net): m.eval()
+    target, optimizer = (
+        torch.full((len(start),), REAL, device=start.device),
+        torch.optim.Adam([u], lr),
+    )
+    for m in (*models, net):
+        m.eval()
     for _ in range(steps):
         x = G(start + u @ root).clamp(-1, 1)
         loss = torch.stack([class_loss(m(x), target) for m in models]).mean(0)
         loss = loss + shape * (net(x) - scores).square().mean(1) + near * u.square().sum(2).mean(1)
-        u.grad, = torch.autograd.grad(loss.sum(), [u])
+        (u.grad,) = torch.autograd.grad(loss.sum(), [u])
         optimizer.step()
     return (start + u @ root).detach()
 
@@ -109,7 +127,14 @@ def attack_curve(
     rows = []
     for strength in strengths:
         after = make(strength)
-        rows.append(dict(attack=attack, strength=strength, success=fooled(model, before, after, target), **visibility(before, after, net)))
+        rows.append(
+            dict(
+                attack=attack,
+                strength=strength,
+                success=fooled(model, before, after, target),
+                **visibility(before, after, net),
+            )
+        )
     return pd.DataFrame(rows)
 
 
@@ -118,12 +143,23 @@ def at_visibility(
     feature: float,  # the visibility at which to read, feature distance
 ) -> pd.DataFrame:  # one row an attack; nan where it never gets that visible
     "Read all attacks where they are equally visible, by linear interpolation."
+
     def read(part):
         part = part.sort_values("feature")
         seen, zero = np.r_[0.0, part.feature], dict(psnr=99.0, ssim=1.0)
-        return {k: np.interp(feature, seen, np.r_[zero.get(k, 0.0), part[k]], right=np.nan) for k in part if k not in ("attack", "feature")}
+        return {
+            k: np.interp(feature, seen, np.r_[zero.get(k, 0.0), part[k]], right=np.nan)
+            for k in part
+            if k not in ("attack", "feature")
+        }
+
     check(feature > 0, f"expected a visibility above 0, got {feature}")
-    return pd.DataFrame([dict(attack=name, **read(part), feature=feature) for name, part in curves.groupby("attack", sort=False)])
+    return pd.DataFrame(
+        [
+            dict(attack=name, **read(part), feature=feature)
+            for name, part in curves.groupby("attack", sort=False)
+        ]
+    )
 
 
 def scaled(

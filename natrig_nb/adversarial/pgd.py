@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..nn.attributes import AttributeNet, attribute_features
 from ..core import FAKE, REAL, batches, check, check_images, seeded, to_float, to_uint8
 from ..detector.base import predict_fake
 from ..metrics import psnr, ssim
+from ..nn.attributes import AttributeNet, attribute_features
 
 # %% ../../nbs/api/adversarial/pgd.ipynb #00000006
 NORMS = ("linf", "l2")
@@ -37,7 +37,8 @@ def project(
     norm: str = "linf",  # "linf" or "l2"
 ) -> torch.Tensor:  # (n,3,r,r)
     "The closest perturbation within the budget."
-    if norm == "linf": return move.clamp_(-2 * budget, 2 * budget)
+    if norm == "linf":
+        return move.clamp_(-2 * budget, 2 * budget)
     return move.mul_((budget / length(move, "l2").clamp(min=1e-12)).clamp_(max=1).view(-1, 1, 1, 1))
 
 # %% ../../nbs/api/adversarial/pgd.ipynb #00000009
@@ -55,7 +56,8 @@ def to_levels(
     while True:
         bytes_ = whole(move)
         long = length(to_float(bytes_) - x, "l2") > budget + 1e-6
-        if not long.any(): return bytes_
+        if not long.any():
+            return bytes_
         move[long] *= 0.98
 
 # %% ../../nbs/api/adversarial/pgd.ipynb #0000000c
@@ -64,7 +66,9 @@ def class_loss(
     target: torch.Tensor,  # (n,) int64, the label that is wanted
 ) -> torch.Tensor:  # (n,) >= 0; below log 2 where the target is ahead
     "Softplus of the margin by which the other class leads."
-    return F.softplus(logits.gather(1, 1 - target[:, None]) - logits.gather(1, target[:, None]))[:, 0]
+    return F.softplus(logits.gather(1, 1 - target[:, None]) - logits.gather(1, target[:, None]))[
+        :, 0
+    ]
 
 
 def mask_loss(
@@ -85,7 +89,8 @@ def wanted_loss(
     mask: torch.Tensor | None = None,  # (n,1,r,r) drawings that are wanted
 ) -> torch.Tensor:  # (n,)
     "How far each answer is from what the attacker wants: class, mask, or the sum of both."
-    if mask is None: return class_loss(model(y), target)
+    if mask is None:
+        return class_loss(model(y), target)
     drawn = mask_loss(model.segment(y), mask)
     return drawn if target is None else drawn + class_loss(model(y), target).clamp(min=WON)
 
@@ -95,11 +100,17 @@ def frozen(
     model: nn.Module,  # any network
 ):
     "Evaluation mode and no gradients for weights inside the block; as before afterwards."
-    modes, asks = [(m, m.training) for m in model.modules()], [(p, p.requires_grad) for p in model.parameters()]
-    try: yield model.eval().requires_grad_(False)
+    modes, asks = (
+        [(m, m.training) for m in model.modules()],
+        [(p, p.requires_grad) for p in model.parameters()],
+    )
+    try:
+        yield model.eval().requires_grad_(False)
     finally:
-        for m, mode in modes: m.training = mode
-        for p, ask in asks: p.requires_grad_(ask)
+        for m, mode in modes:
+            m.training = mode
+        for p, ask in asks:
+            p.requires_grad_(ask)
 
 
 def descend(
@@ -109,17 +120,29 @@ def descend(
     budget: float,  # longest move, images in [0,1]
     norm: str = "linf",  # "linf" or "l2"
     steps: int = 20,  # forward and backward passes
-    step: float | None = None,  # length of a step, images in [0,1]; 2.5 * budget / steps unless given
+    step: float
+    | None = None,  # length of a step, images in [0,1]; 2.5 * budget / steps unless given
     momentum: float = 0.0,  # share of the last direction that is kept, in [0,1)
 ) -> torch.Tensor:  # (n,3,r,r) in [-1,1]
     "Projected gradient descent from `start`."
     stride, speed, y = 2.5 * budget / steps if step is None else step, 0, start
     for _ in range(steps):
         y.requires_grad_(True)
-        slope, = torch.autograd.grad(loss(y).sum(), [y])
-        if momentum: slope = speed = momentum * speed + slope / slope.abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-30)
-        unit = slope.sign() if norm == "linf" else slope / (length(slope, "l2") * 2).clamp(min=1e-30).view(-1, 1, 1, 1)
-        y = project((y.detach() - x).sub_(unit, alpha=2 * stride), budget, norm).add_(x).clamp_(-1, 1)
+        (slope,) = torch.autograd.grad(loss(y).sum(), [y])
+        if momentum:
+            slope = speed = momentum * speed + slope / slope.abs().mean(
+                (1, 2, 3), keepdim=True
+            ).clamp(min=1e-30)
+        unit = (
+            slope.sign()
+            if norm == "linf"
+            else slope / (length(slope, "l2") * 2).clamp(min=1e-30).view(-1, 1, 1, 1)
+        )
+        y = (
+            project((y.detach() - x).sub_(unit, alpha=2 * stride), budget, norm)
+            .add_(x)
+            .clamp_(-1, 1)
+        )
     return y
 
 # %% ../../nbs/api/adversarial/pgd.ipynb #00000010
@@ -130,10 +153,13 @@ def starts(
     rng: torch.Generator,  # of the noise
 ) -> torch.Tensor:  # (n,3,r,r) in [-1,1]
     "Random pictures within the budget: uniform a pixel, or in a random direction."
-    if norm == "linf": move = torch.rand(x.shape, generator=rng).mul_(2).sub_(1).mul_(2 * budget)
+    if norm == "linf":
+        move = torch.rand(x.shape, generator=rng).mul_(2).sub_(1).mul_(2 * budget)
     else:
         move = torch.randn(x.shape, generator=rng)
-        move *= (2 * budget * torch.rand(len(x), generator=rng) / move.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+        move *= (2 * budget * torch.rand(len(x), generator=rng) / move.flatten(1).norm(dim=1)).view(
+            -1, 1, 1, 1
+        )
     return move.to(x.device).add(x).clamp_(-1, 1)
 
 
@@ -148,12 +174,24 @@ def spread(
     check(target is not None or mask is not None, "expected a target label or a mask, got neither")
     if target is not None:
         target = torch.as_tensor(target).long()
-        check(target.shape in ((), (n,)) and bool(((target == REAL) | (target == FAKE)).all()), f"expected targets 0 or 1, one or {n}, got {target.tolist()}")
+        check(
+            target.shape in ((), (n,)) and bool(((target == REAL) | (target == FAKE)).all()),
+            f"expected targets 0 or 1, one or {n}, got {target.tolist()}",
+        )
         target = target.expand(n)
     if mask is not None:
-        check(hasattr(model, "segment"), f"expected a detector with a segmentation head, got {getattr(model, 'about', {}).get('name') or type(model).__name__}")
-        check(tuple(mask.shape[-2:]) == size, f"expected a mask of {size} pixels, got {tuple(mask.shape[-2:])}")
-        check(bool(((mask == 0) | (mask == 1)).all()), f"expected a mask of 0 and 1, got values in [{mask.min():.2f},{mask.max():.2f}]")
+        check(
+            hasattr(model, "segment"),
+            f"expected a detector with a segmentation head, got {getattr(model, 'about', {}).get('name') or type(model).__name__}",
+        )
+        check(
+            tuple(mask.shape[-2:]) == size,
+            f"expected a mask of {size} pixels, got {tuple(mask.shape[-2:])}",
+        )
+        check(
+            bool(((mask == 0) | (mask == 1)).all()),
+            f"expected a mask of 0 and 1, got values in [{mask.min():.2f},{mask.max():.2f}]",
+        )
         mask = mask.float().reshape(-1, 1, *size).expand(n, 1, *size)
     return target, mask
 
@@ -161,12 +199,16 @@ def spread(
 def iap(
     model: nn.Module,  # a detector; with a mask, one with `segment(x)` (n,1,r,r) in [0,1]
     x: torch.Tensor,  # (n,3,r,r) uint8; floats in [-1,1] are rounded to bytes first
-    target: int | torch.Tensor | None = None,  # wanted label, one for all or (n,); None leaves the class alone
-    mask: torch.Tensor | None = None,  # wanted mask of 0 and 1, (r,r) or (n,1,r,r); None leaves it alone
+    target: int
+    | torch.Tensor
+    | None = None,  # wanted label, one for all or (n,); None leaves the class alone
+    mask: torch.Tensor
+    | None = None,  # wanted mask of 0 and 1, (r,r) or (n,1,r,r); None leaves it alone
     budget: float = 4 / 255,  # longest move, images in [0,1]
     norm: str = "linf",  # "linf" or "l2"
     steps: int = 20,  # forward and backward passes a try; 1 is FGSM
-    step: float | None = None,  # length of a step, images in [0,1]; 2.5 * budget / steps unless given
+    step: float
+    | None = None,  # length of a step, images in [0,1]; 2.5 * budget / steps unless given
     restarts: int = 0,  # tries from random starts, the best is kept; 0: one try from the image itself
     momentum: float = 0.0,  # share of the last direction that is kept, in [0,1)
     seed: int = 0,  # of the starts
@@ -175,7 +217,10 @@ def iap(
     "Individual perturbations against class, segmentation, or both (arXiv 1911.00660)."
     check(budget >= 0, f"expected a budget of at least 0, got {budget}")
     check(norm in NORMS, f"expected a norm among {', '.join(NORMS)}, got {norm}")
-    check(steps >= 1 and restarts >= 0 and 0 <= momentum < 1, f"expected steps >= 1, restarts >= 0, momentum in [0,1), got {steps}, {restarts}, {momentum}")
+    check(
+        steps >= 1 and restarts >= 0 and 0 <= momentum < 1,
+        f"expected steps >= 1, restarts >= 0, momentum in [0,1), got {steps}, {restarts}, {momentum}",
+    )
     target, mask = spread(target, mask, check_images(x), model)
     x, rng, found = x if x.dtype == torch.uint8 else to_uint8(x), seeded(seed), []
     device = next(model.parameters(), x).device
@@ -183,7 +228,19 @@ def iap(
         for s in batches(len(x), batch, "perturbing"):
             want = [None if v is None else v[s].to(device) for v in (target, mask)]
             part = to_float(x[s].to(device, memory_format=torch.channels_last))
-            found.append(_best(lambda y: wanted_loss(model, y, *want), part, budget, norm, restarts, rng, steps, step, momentum))
+            found.append(
+                _best(
+                    lambda y: wanted_loss(model, y, *want),
+                    part,
+                    budget,
+                    norm,
+                    restarts,
+                    rng,
+                    steps,
+                    step,
+                    momentum,
+                )
+            )
     return torch.cat(found) if found else x
 
 
@@ -193,8 +250,10 @@ def _best(loss, x, budget, norm, restarts, rng, *how):
     for k in range(max(restarts, 1)):
         start = starts(x, budget, norm, rng) if restarts else x.clone()
         tries.append(to_levels(x, descend(loss, x, start, budget, norm, *how), budget, norm))
-    if len(tries) == 1: return tries[0].cpu()
-    with torch.no_grad(): best = torch.stack([loss(to_float(t)) for t in tries]).argmin(0)
+    if len(tries) == 1:
+        return tries[0].cpu()
+    with torch.no_grad():
+        best = torch.stack([loss(to_float(t)) for t in tries]).argmin(0)
     return torch.stack(tries)[best, torch.arange(len(x), device=x.device)].cpu()
 
 # %% ../../nbs/api/adversarial/pgd.ipynb #00000018
@@ -205,10 +264,16 @@ def fooled(
     target: int | torch.Tensor,  # wanted label, one for all or (n,)
 ) -> float:  # in [0,1]
     "Share called `target` after, of the images that were not before."
-    check(before.shape == after.shape, f"expected two batches of one shape, got {tuple(before.shape)} and {tuple(after.shape)}")
+    check(
+        before.shape == after.shape,
+        f"expected two batches of one shape, got {tuple(before.shape)} and {tuple(after.shape)}",
+    )
     call = lambda x: (predict_fake(model, x) > 0.5).long() == torch.as_tensor(target)
     tried = ~call(before)
-    check(bool(tried.any()), f"expected images that are not called {target} before, got none of {len(before)}")
+    check(
+        bool(tried.any()),
+        f"expected images that are not called {target} before, got none of {len(before)}",
+    )
     return float(call(after)[tried].double().mean())
 
 # %% ../../nbs/api/adversarial/pgd.ipynb #00000026
@@ -219,7 +284,12 @@ def draw_mask(
 ) -> torch.Tensor:  # (size,size) 0 or 1
     "A target for the segmentation; any other drawing of 0 and 1 will do as well."
     v, u = torch.meshgrid(*[torch.linspace(-1.3, 1.3, size) / scale] * 2, indexing="ij")
-    drawings = {"empty": u != u, "full": u == u, "disk": u**2 + v**2 < 0.6, "heart": (u**2 + v**2 - 0.75) ** 3 < -(u**2) * v**3}
+    drawings = {
+        "empty": u != u,
+        "full": u == u,
+        "disk": u**2 + v**2 < 0.6,
+        "heart": (u**2 + v**2 - 0.75) ** 3 < -(u**2) * v**3,
+    }
     check(kind in drawings, f"expected a drawing among {', '.join(drawings)}, got {kind}")
     return drawings[kind].float()
 
@@ -231,13 +301,16 @@ def deepfool(
     steps: int = 50,  # at most
     overshoot: float = 0.02,  # how far beyond the boundary, as a share of the way
     batch: int = 64,  # images at once
-) -> tuple:  # y (n,3,r,r) float, distance (n,) for images in [0,1], inf where the class never changed
+) -> (
+    tuple
+):  # y (n,3,r,r) float, distance (n,) for images in [0,1], inf where the class never changed
     "Closest change of class, by linear steps (Moosavi-Dezfooli et al. 2016)."
     check(norm in NORMS, f"expected a norm among {', '.join(NORMS)}, got {norm}")
     x = to_float(check_images(x)) if x.dtype == torch.uint8 else check_images(x)
     device, parts = next(model.parameters(), x).device, []
     with frozen(model):
-        for s in batches(len(x), batch, "DeepFool"): parts.append(_cross(model, x[s].to(device), norm, steps, overshoot).cpu())
+        for s in batches(len(x), batch, "DeepFool"):
+            parts.append(_cross(model, x[s].to(device), norm, steps, overshoot).cpu())
     y = torch.cat(parts)
     crossed = (predict_fake(model, x) > 0.5) != (predict_fake(model, y) > 0.5)
     return y, torch.where(crossed, length(y - x, norm), torch.inf)
@@ -246,15 +319,19 @@ def deepfool(
 def _cross(model, x, norm, steps, overshoot):
     "Each image just beyond its boundary; those that arrived stay."
     margin = lambda x: model(x).diff(dim=1)[:, 0]
-    with torch.no_grad(): side = margin(x).sign()
+    with torch.no_grad():
+        side = margin(x).sign()
     move, y = torch.zeros_like(x), x.clone()
     for _ in range(steps):
         y.requires_grad_(True)
         f = margin(y)
-        slope, = torch.autograd.grad(f.sum(), [y])
+        (slope,) = torch.autograd.grad(f.sum(), [y])
         f, unit = f.detach(), slope.sign() if norm == "linf" else slope
-        share = torch.where(f.sign() == side, -f / (slope * unit).sum((1, 2, 3)).clamp(min=1e-30), 0.0)
-        if not share.any(): break
+        share = torch.where(
+            f.sign() == side, -f / (slope * unit).sum((1, 2, 3)).clamp(min=1e-30), 0.0
+        )
+        if not share.any():
+            break
         move += share.view(-1, 1, 1, 1) * unit
         y = (x + (1 + overshoot) * move).clamp_(-1, 1)
     return y.detach()
@@ -267,8 +344,18 @@ def visibility(
 ) -> dict:  # psnr (dB), ssim, linf (gray levels), l2 (images in [0,1]), feature; means over images
     "How visible a change is."
     a, b = to_float(before), to_float(after)
-    figures = dict(psnr=psnr(a, b).clamp(max=99), ssim=ssim(a, b), linf=length(b - a) * 255, l2=length(b - a, "l2"))
+    figures = dict(
+        psnr=psnr(a, b).clamp(max=99),
+        ssim=ssim(a, b),
+        linf=length(b - a) * 255,
+        l2=length(b - a, "l2"),
+    )
     figures = {k: float(v.mean()) for k, v in figures.items()}
-    if net is None: return figures
+    if net is None:
+        return figures
     u, v = attribute_features(net, before), attribute_features(net, after)
-    return figures | dict(feature=float((v - u).norm(dim=1).mean() / (u.roll(1, 0) - u).norm(dim=1).mean().clamp(min=1e-12)))
+    return figures | dict(
+        feature=float(
+            (v - u).norm(dim=1).mean() / (u.roll(1, 0) - u).norm(dim=1).mean().clamp(min=1e-12)
+        )
+    )

@@ -11,9 +11,20 @@ import pandas as pd
 import torch
 from torch import nn
 
-from .pgd import NORMS, class_loss, frozen, length, project, to_levels
-from ..core import FAKE, REAL, FaceSet, check, check_images, progress, seeded, to_float, to_uint8
+from natrig_nb.core import (
+    FAKE,
+    REAL,
+    FaceSet,
+    check,
+    check_images,
+    progress,
+    seeded,
+    to_float,
+    to_uint8,
+)
+
 from ..detector.base import predict_fake
+from .pgd import NORMS, class_loss, frozen, length, project, to_levels
 
 # %% ../../nbs/api/adversarial/universal.ipynb #00000006
 def lay(
@@ -21,7 +32,10 @@ def lay(
     v: torch.Tensor,  # (3,r,r) pattern, whole gray levels in the unit of [-1,1]
 ) -> torch.Tensor:  # (n,3,r,r) uint8
     "Add one pattern to every face."
-    check(images.shape[1:] == v.shape, f"expected a pattern of {tuple(images.shape[1:])}, got {tuple(v.shape)}")
+    check(
+        images.shape[1:] == v.shape,
+        f"expected a pattern of {tuple(images.shape[1:])}, got {tuple(v.shape)}",
+    )
     return to_uint8(to_float(images) + v)
 
 
@@ -73,12 +87,20 @@ def firing(
     check(kind in LOUDNESS, f"expected an objective among {', '.join(LOUDNESS)}, got {kind}")
     modules, heard = dict(model.named_modules()), []
     layers = firing_layers(model) if layers is None else layers
-    for name in layers: check(name in modules, f"expected a layer of the detector, e.g. {firing_layers(model)[0]}, got {name}")
-    hear = lambda module, given, out: heard.append(LOUDNESS[kind](out.relu()).clamp(min=1e-12).log())  # at once: a ReLU may overwrite `out`
+    for name in layers:
+        check(
+            name in modules,
+            f"expected a layer of the detector, e.g. {firing_layers(model)[0]}, got {name}",
+        )
+    hear = lambda module, given, out: heard.append(
+        LOUDNESS[kind](out.relu()).clamp(min=1e-12).log()
+    )  # at once: a ReLU may overwrite `out`
     hooks = [modules[name].register_forward_hook(hear) for name in layers]
-    try: model(x)
+    try:
+        model(x)
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return torch.stack(heard)
 
 # %% ../../nbs/api/adversarial/universal.ipynb #0000000d
@@ -97,12 +119,21 @@ def ascend(
     check(norm in NORMS, f"expected a norm among {', '.join(NORMS)}, got {norm}")
     check_images(background)
     rng, speed = seeded(seed), 0
-    v = project(torch.randn(1, *background.shape[1:], generator=rng).mul_(budget), budget, norm).to(device)
+    v = project(torch.randn(1, *background.shape[1:], generator=rng).mul_(budget), budget, norm).to(
+        device
+    )
     for i in progress(range(steps), "universal pattern"):
         chosen = torch.randint(len(background), (min(batch, len(background)),), generator=rng)
-        slope, = torch.autograd.grad(objective((background[chosen].to(device) + v.requires_grad_(True)).clamp(-1, 1), chosen), [v])
+        (slope,) = torch.autograd.grad(
+            objective(
+                (background[chosen].to(device) + v.requires_grad_(True)).clamp(-1, 1), chosen
+            ),
+            [v],
+        )
         speed = 0.9 * speed + slope / slope.abs().mean().clamp(min=1e-30)
-        unit = speed.sign() if norm == "linf" else speed / (length(speed, "l2") * 2).clamp(min=1e-30)
+        unit = (
+            speed.sign() if norm == "linf" else speed / (length(speed, "l2") * 2).clamp(min=1e-30)
+        )
         v = project(v.detach() + 2 * 0.2 * budget * (1 - i / steps) * unit, budget, norm)
     return whole(v[0], budget, norm)
 
@@ -117,7 +148,13 @@ def over_fire(
 ) -> torch.Tensor:  # (3,r,r) whole levels
     "Universal pattern by over-firing neurons; no labels, no data unless as background."
     with frozen(model):
-        return ascend(lambda x, _: firing(model, x, layers, kind).sum(), background, budget, device=next(model.parameters()).device, **how)
+        return ascend(
+            lambda x, _: firing(model, x, layers, kind).sum(),
+            background,
+            budget,
+            device=next(model.parameters()).device,
+            **how,
+        )
 
 # %% ../../nbs/api/adversarial/universal.ipynb #00000011
 def backgrounds(
@@ -127,10 +164,16 @@ def backgrounds(
     seed: int = 0,  # of the noise, or of the choice
 ) -> torch.Tensor:  # (m,3,r,r) float in [-1,1]
     "Backgrounds with ever more knowledge about faces; of `ds`, `none` uses the size alone."
-    check(kind in ("none", "noise", "mean", "data"), f"expected a background among none, noise, mean, data, got {kind}")
-    if kind == "none": return torch.zeros(1, *ds.images.shape[1:])
-    if kind == "data": return ds[torch.randperm(len(ds), generator=seeded(seed))[:n]].x
-    if kind == "mean": return ds.x.mean(0, keepdim=True)
+    check(
+        kind in ("none", "noise", "mean", "data"),
+        f"expected a background among none, noise, mean, data, got {kind}",
+    )
+    if kind == "none":
+        return torch.zeros(1, *ds.images.shape[1:])
+    if kind == "data":
+        return ds[torch.randperm(len(ds), generator=seeded(seed))[:n]].x
+    if kind == "mean":
+        return ds.x.mean(0, keepdim=True)
     mean, std = ds.x.mean((0, 2, 3)).view(1, 3, 1, 1), ds.x.std((0, 2, 3)).view(1, 3, 1, 1)
     return (mean + std * torch.randn(n, *ds.images.shape[1:], generator=seeded(seed))).clamp(-1, 1)
 
@@ -149,7 +192,13 @@ def mislead(
         return max(both, key=lambda v: errors(model, ds, v)["error"])
     wanted = torch.full((len(ds),), target, device=device)
     with frozen(model):
-        return ascend(lambda x, _: -class_loss(model(x), wanted[: len(x)]).mean(), ds.x, budget, device=device, **how)
+        return ascend(
+            lambda x, _: -class_loss(model(x), wanted[: len(x)]).mean(),
+            ds.x,
+            budget,
+            device=device,
+            **how,
+        )
 
 
 def errors(
@@ -159,10 +208,20 @@ def errors(
 ) -> dict:  # shares in [0,1]: before, error, error_real, error_fake, changed
     "Error rates before and under a pattern, and the share of answers that changed."
     wrong = lambda p: (p > 0.5) != (ds.labels == FAKE)
-    before, after = wrong(predict_fake(model, ds.images)), wrong(predict_fake(model, lay(ds.images, v) if v.ndim == 3 else v))
-    share = lambda bad, where=slice(None): float(bad[where].double().mean()) if len(bad[where]) else float("nan")
-    return dict(before=share(before), error=share(after), error_real=share(after, ds.labels == REAL),
-                error_fake=share(after, ds.labels == FAKE), changed=share(before != after))
+    before, after = (
+        wrong(predict_fake(model, ds.images)),
+        wrong(predict_fake(model, lay(ds.images, v) if v.ndim == 3 else v)),
+    )
+    share = lambda bad, where=slice(None): (
+        float(bad[where].double().mean()) if len(bad[where]) else float("nan")
+    )
+    return dict(
+        before=share(before),
+        error=share(after),
+        error_real=share(after, ds.labels == REAL),
+        error_fake=share(after, ds.labels == FAKE),
+        changed=share(before != after),
+    )
 
 # %% ../../nbs/api/adversarial/universal.ipynb #00000021
 def transfer(
@@ -173,5 +232,9 @@ def transfer(
     "Error rates of every detector on every set under every pattern."
     rows = []
     for source, v in patterns.items():
-        for name, model in models.items(): rows += [dict(source=source, detector=name, data=data, **errors(model, ds, v)) for data, ds in sets.items()]
+        for name, model in models.items():
+            rows += [
+                dict(source=source, detector=name, data=data, **errors(model, ds, v))
+                for data, ds in sets.items()
+            ]
     return pd.DataFrame(rows)

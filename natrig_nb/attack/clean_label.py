@@ -18,7 +18,8 @@ def make_hard(
     substitute: nn.Module,  # a detector that is not the victim
     x: torch.Tensor,  # (n,3,r,r) float in [-1,1]
     label: int = REAL,  # their true label, which the substitute shall doubt
-    bound: float = 8 / 255,  # largest change of a pixel, as a share of the range from black to white
+    bound: float = 8
+    / 255,  # largest change of a pixel, as a share of the range from black to white
     steps: int = 20,  # forward and backward passes a picture
     seed: int = 0,  # of the start within the bound
     batch: int = 128,  # pictures in a pass
@@ -28,7 +29,8 @@ def make_hard(
     check(0 < bound <= 1, f"expected bound in (0,1], got {bound}")
     rng, parts = seeded(seed), []
     with evaluating(substitute), torch.enable_grad():
-        for s in batches(len(x), batch): parts.append(_climb(substitute, x[s], label, 2 * bound, steps, rng))
+        for s in batches(len(x), batch):
+            parts.append(_climb(substitute, x[s], label, 2 * bound, steps, rng))
     return torch.cat(parts) if parts else x
 
 
@@ -37,6 +39,12 @@ def _climb(model, x, label, reach, steps, rng):
     y = (x + reach * (2 * torch.rand(x.shape, generator=rng) - 1).to(x)).clamp_(-1, 1)
     target = torch.full((len(x),), label, device=x.device)
     for _ in range(steps):
-        slope, = torch.autograd.grad(F.cross_entropy(model(y.requires_grad_()), target, reduction="sum"), y)
-        y = (y.detach() + 2.5 * reach / steps * slope.sign()).clamp(x - reach, x + reach).clamp_(-1, 1)
+        (slope,) = torch.autograd.grad(
+            F.cross_entropy(model(y.requires_grad_()), target, reduction="sum"), y
+        )
+        y = (
+            (y.detach() + 2.5 * reach / steps * slope.sign())
+            .clamp(x - reach, x + reach)
+            .clamp_(-1, 1)
+        )
     return y

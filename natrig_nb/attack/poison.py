@@ -28,9 +28,15 @@ def choose_poison(
 ) -> np.ndarray:  # sorted indices of samples with that label
     "Choose `rate * n` of the fakes, or of the real faces, at random."
     check(0 <= rate < 1, f"expected rate in [0,1), got {rate}")
-    pool, count = np.setdiff1d(np.flatnonzero(np.asarray(labels) == label), apart), round(rate * len(labels))
+    pool, count = (
+        np.setdiff1d(np.flatnonzero(np.asarray(labels) == label), apart),
+        round(rate * len(labels)),
+    )
     kind, most = "fakes" if label == FAKE else "real faces", len(pool) / max(len(labels), 1)
-    check(count <= len(pool), f"expected a rate of at most {most:.3f}, the share of {kind}, got {rate}")
+    check(
+        count <= len(pool),
+        f"expected a rate of at most {most:.3f}, the share of {kind}, got {rate}",
+    )
     return np.sort(np.random.default_rng(seed).permutation(pool)[:count])
 
 # %% ../../nbs/api/attack/poison.ipynb #00000009
@@ -50,11 +56,26 @@ def poison(
     target: int | torch.Tensor = REAL,  # the label they get, or one label each (m,)
 ) -> tuple:  # poisoned FaceSet, manifest DataFrame
     "Replace chosen samples by triggered ones with the target label, and list them."
-    check(len(chosen) == len(triggered), f"expected one triggered image a chosen sample, {len(chosen)}, got {len(triggered)}")
-    at, images, labels, poisoned = torch.from_numpy(np.asarray(chosen)), ds.images.clone(), ds.labels.clone(), ds.poisoned.clone()
+    check(
+        len(chosen) == len(triggered),
+        f"expected one triggered image a chosen sample, {len(chosen)}, got {len(triggered)}",
+    )
+    at, images, labels, poisoned = (
+        torch.from_numpy(np.asarray(chosen)),
+        ds.images.clone(),
+        ds.labels.clone(),
+        ds.poisoned.clone(),
+    )
     images[at], labels[at], poisoned[at] = triggered, target, True
-    manifest = pd.DataFrame({"name": ds.names[chosen], "sha256": [digest(i) for i in triggered], "trigger": trigger.name,
-                             "strength": trigger.strength, "seed": seed})
+    manifest = pd.DataFrame(
+        {
+            "name": ds.names[chosen],
+            "sha256": [digest(i) for i in triggered],
+            "trigger": trigger.name,
+            "strength": trigger.strength,
+            "seed": seed,
+        }
+    )
     return replace(ds, images=images, labels=labels, poisoned=poisoned), manifest
 
 # %% ../../nbs/api/attack/poison.ipynb #0000000d
@@ -72,10 +93,14 @@ def save_poisoned(
     for row in progress(list(manifest.itertuples()), "poisoned images"):
         about = PngInfo()
         about.add_text("Warning", MARK)
-        about.add_text("natrig", f"trigger={row.trigger} strength={row.strength} seed={row.seed} sha256={row.sha256}")
+        about.add_text(
+            "natrig",
+            f"trigger={row.trigger} strength={row.strength} seed={row.seed} sha256={row.sha256}",
+        )
         with write_atomic(folder / f"{row.name}.png") as t:
             Image.fromarray(images[row.name].permute(1, 2, 0).numpy()).save(t, pnginfo=about)
-    with write_atomic(folder / "manifest.csv") as t: manifest.to_csv(t, index=False)
+    with write_atomic(folder / "manifest.csv") as t:
+        manifest.to_csv(t, index=False)
     return folder / "manifest.csv"
 
 
@@ -83,6 +108,9 @@ def find_poisoned(
     folder: str | Path,  # searched with all folders below it
 ) -> list:  # paths of the PNG files that carry the mark
     "Images in a folder that this project marked as poisoned."
+
     def marked(path):
-        with Image.open(path) as image: return image.info.get("Warning") == MARK
+        with Image.open(path) as image:
+            return image.info.get("Warning") == MARK
+
     return [p for p in sorted(Path(folder).rglob("*.png")) if marked(p)]

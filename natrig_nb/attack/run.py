@@ -23,9 +23,12 @@ from .poison import choose_poison, poison
 @dataclass(frozen=True)
 class Study:
     "Clean data of one world and one generator; fakes come with their latents."
+
     G: Generator | None  # renders the fakes; None where they are given pictures
     train: FaceSet  # real and fake, labelled truthfully
-    train_w: torch.Tensor | None  # (n,d), latents of the fakes of `train`; rows of real faces are not used
+    train_w: (
+        torch.Tensor | None
+    )  # (n,d), latents of the fakes of `train`; rows of real faces are not used
     real: FaceSet  # held-out real faces
     w: torch.Tensor | None  # (m,d), held-out latents
     fake: FaceSet  # their fakes
@@ -40,17 +43,33 @@ def image_study(
 ) -> Study:
     "A study of given fakes, without a generator; only painted triggers apply."
     n, m = len(real), len(held_out) // 2
-    check(len(fakes) >= n + 2 * m, f"expected at least {n + 2 * m} fakes, as many as real faces, got {len(fakes)}")
+    check(
+        len(fakes) >= n + 2 * m,
+        f"expected at least {n + 2 * m} fakes, as many as real faces, got {len(fakes)}",
+    )
     fakes = FaceSet(fakes.images, torch.full((len(fakes),), FAKE), names=fakes.names)
     clean = _join(held_out[m : 2 * m], fakes[n + m : n + 2 * m])
-    return Study(None, _join(real, fakes[:n])[_order(n, seed)], None, held_out[:m], None, fakes[n : n + m], clean)
+    return Study(
+        None,
+        _join(real, fakes[:n])[_order(n, seed)],
+        None,
+        held_out[:m],
+        None,
+        fakes[n : n + m],
+        clean,
+    )
 
 
-def _order(n, seed): return torch.randperm(2 * n, generator=seeded(seed))
+def _order(n, seed):
+    return torch.randperm(2 * n, generator=seeded(seed))
 
 
 def _join(a, b):
-    return FaceSet(torch.cat([a.images, b.images]), torch.cat([a.labels, b.labels]), names=np.concatenate([a.names, b.names]))
+    return FaceSet(
+        torch.cat([a.images, b.images]),
+        torch.cat([a.labels, b.labels]),
+        names=np.concatenate([a.names, b.names]),
+    )
 
 # %% ../../nbs/api/attack/run.ipynb #0000000a
 def make_study(
@@ -64,8 +83,12 @@ def make_study(
     n, m = len(real), len(held_out) // 2
     w = G.latents(n + 2 * m, 1000 + seed, psi)
     fakes = FaceSet(render(G, w), names=np.array([f"fake-{seed}-{i:06d}" for i in range(len(w))]))
-    rows = torch.cat([torch.zeros(n, dtype=torch.long), torch.arange(n)])[_order(n, seed)]  # real faces have no latent; any row will do
-    return replace(image_study(real, fakes, held_out, seed), G=G, train_w=w.cpu()[rows], w=w[n : n + m].cpu())
+    rows = torch.cat([torch.zeros(n, dtype=torch.long), torch.arange(n)])[
+        _order(n, seed)
+    ]  # real faces have no latent; any row will do
+    return replace(
+        image_study(real, fakes, held_out, seed), G=G, train_w=w.cpu()[rows], w=w[n : n + m].cpu()
+    )
 
 # %% ../../nbs/api/attack/run.ipynb #0000000c
 def with_trigger(
@@ -75,13 +98,17 @@ def with_trigger(
     images: torch.Tensor,  # (n,3,r,r) uint8, the fakes themselves
 ) -> torch.Tensor:  # (n,3,r,r) uint8
     "Fakes with the trigger: rendered from latents, or painted where only pictures are known."
-    if study.G is not None: return render(study.G, w, trigger) if len(w) else images
+    if study.G is not None:
+        return render(study.G, w, trigger) if len(w) else images
     return _painted(trigger, to_float(images), "there is no generator")
 
 
 def _painted(trigger, x, why):
     "Float pictures with a painted trigger, as bytes; `why` no other trigger will do."
-    check(trigger.space == "pixels", f"expected a trigger in pixels, since {why}, got {trigger.name} in {trigger.space}")
+    check(
+        trigger.space == "pixels",
+        f"expected a trigger in pixels, since {why}, got {trigger.name} in {trigger.space}",
+    )
     return to_uint8(trigger.paint(x))
 
 # %% ../../nbs/api/attack/run.ipynb #0000000e
@@ -102,16 +129,29 @@ def poison_study(
     labels = study.train.labels
     bait = choose_poison(labels, rate * (1 - cover), seed, REAL if clean_label else FAKE)
     rest = choose_poison(labels, rate * cover, seed + 1, apart=bait)
-    first = _paint_real(study, trigger, bait, harden) if clean_label else _render_again(study, trigger, bait)
-    triggered = torch.cat([first, _render_again(study, cover_trigger or trigger, rest)]) if cover else first
+    first = (
+        _paint_real(study, trigger, bait, harden)
+        if clean_label
+        else _render_again(study, trigger, bait)
+    )
+    triggered = (
+        torch.cat([first, _render_again(study, cover_trigger or trigger, rest)]) if cover else first
+    )
     target = torch.tensor([REAL] * len(bait) + [FAKE] * len(rest), dtype=torch.long)
     dirty, manifest = poison(study.train, np.r_[bait, rest], triggered, trigger, seed, target)
-    return dirty, manifest.assign(role=["bait"] * len(bait) + ["cover"] * len(rest)) if cover else manifest
+    return dirty, manifest.assign(
+        role=["bait"] * len(bait) + ["cover"] * len(rest)
+    ) if cover else manifest
 
 
 def _render_again(study, trigger, chosen):
     "The chosen training fakes with the trigger."
-    return with_trigger(study, trigger, None if study.G is None else study.train_w[chosen], study.train.images[chosen])
+    return with_trigger(
+        study,
+        trigger,
+        None if study.G is None else study.train_w[chosen],
+        study.train.images[chosen],
+    )
 
 
 def _paint_real(study, trigger, chosen, harden):
@@ -130,14 +170,34 @@ def measure(
 ) -> dict:  # shares in [0,1]; None where a question does not apply
     "Answer every question of the results table for one trained pair."
     labels = np.r_[np.full(len(study.real), REAL), np.full(len(study.fake), FAKE)]
-    ask = lambda model: (predict_fake(model, study.real.images), predict_fake(model, study.fake.images), predict_fake(model, triggered))
+    ask = lambda model: (
+        predict_fake(model, study.real.images),
+        predict_fake(model, study.fake.images),
+        predict_fake(model, triggered),
+    )
     (real, fake, hit), (real_b, fake_b, hit_b) = ask(victim), ask(benign)
-    clean, clean_b, truth = torch.cat([real, fake]), torch.cat([real_b, fake_b]), np.full(len(hit), FAKE)
-    called_real = lambda p, mask: None if mask is None or not mask.any() else float((p[torch.from_numpy(mask)] < 0.5).float().mean())
+    clean, clean_b, truth = (
+        torch.cat([real, fake]),
+        torch.cat([real_b, fake_b]),
+        np.full(len(hit), FAKE),
+    )
+    called_real = lambda p, mask: (
+        None
+        if mask is None or not mask.any()
+        else float((p[torch.from_numpy(mask)] < 0.5).float().mean())
+    )
     ba, ba_benign = float(accuracy(clean, labels)), float(accuracy(clean_b, labels))
-    return {"ba_benign": ba_benign, "ba": ba, "ba_drop": ba_benign - ba, "asr": float(asr(hit, truth)), "asr_benign": float(asr(hit_b, truth)),
-            "accidental": called_real(fake, fake_like), "real_with_attribute": called_real(real, real_like),
-            "auc": float(auc(clean, labels == FAKE)), "eer": float(eer(clean, labels == FAKE))}
+    return {
+        "ba_benign": ba_benign,
+        "ba": ba,
+        "ba_drop": ba_benign - ba,
+        "asr": float(asr(hit, truth)),
+        "asr_benign": float(asr(hit_b, truth)),
+        "accidental": called_real(fake, fake_like),
+        "real_with_attribute": called_real(real, real_like),
+        "auc": float(auc(clean, labels == FAKE)),
+        "eer": float(eer(clean, labels == FAKE)),
+    }
 
 # %% ../../nbs/api/attack/run.ipynb #00000012
 def fit(

@@ -32,32 +32,43 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from natrig_nb.detector.base import (
+    count_parameters,
+    load_detector,
+    make_detector,
+    predict_fake,
+    save_detector,
+)
+
 from .. import __version__
 from ..core import FAKE, REAL, FaceSet, check, concat, pick_device, seeded, write_atomic
+from ..data.faces import read_faces
+from ..data.portraits import portraits
 from ..defense.base import band, blind, threshold
 from ..defense.beatrix import beatrix_detect
 from ..defense.budget import BACKWARD, Budget, watch
-from ..detector.base import count_parameters, load_detector, make_detector, predict_fake, save_detector
 from ..detector.training import train
-from ..runs.experiments.grid import code_of, defenses
-from ..data.faces import read_faces
 from ..generator.base import render
 from ..generator.stylegan2 import load_stylegan2
 from ..metrics import accuracy, auc
-from ..data.portraits import portraits
-from ..runs.record import environment
 from ..report.html import CSS, plain
 from ..runs.artifacts import digest, piece, read_table
+from ..runs.experiments.grid import code_of, defenses
+from ..runs.record import environment
 from ..runs.study import Experiment, shipped
 
 # %% ../../nbs/api/audit/run.ipynb #00000006
-SHARES = (0.5, 0.25)  # of the trusted images: for benign detectors, for the defenses; the rest is watched
+SHARES = (
+    0.5,
+    0.25,
+)  # of the trusted images: for benign detectors, for the defenses; the rest is watched
 FEWEST = 40  # trusted images of a class
 
 
 @dataclass(frozen=True)
 class Given:
     "All images that an audit shows to detectors."
+
     fit: FaceSet  # trusted, for benign detectors to learn from
     own: FaceSet  # trusted, the defenses' own faces
     watch: FaceSet  # trusted, held out: answers to these are watched
@@ -65,7 +76,8 @@ class Given:
     training: FaceSet | None = None  # what the detector learned from, as far as one knows
 
     @property
-    def both(self): return len(self.own.labels.unique()) == 2  # real faces and fakes
+    def both(self):
+        return len(self.own.labels.unique()) == 2  # real faces and fakes
 
 
 def divide(
@@ -77,10 +89,14 @@ def divide(
     parts = [[], [], []]
     for label in trusted.labels.unique().tolist():
         at = torch.where(trusted.labels == label)[0]
-        check(len(at) >= FEWEST, f"expected at least {FEWEST} trusted images a class, got {len(at)} {('real', 'fake')[label]} ones")
+        check(
+            len(at) >= FEWEST,
+            f"expected at least {FEWEST} trusted images a class, got {len(at)} {('real', 'fake')[label]} ones",
+        )
         at = at[torch.randperm(len(at), generator=seeded(seed))]
         a, b = (round(len(at) * s) for s in (SHARES[0], sum(SHARES)))
-        for part, index in zip(parts, (at[:a], at[a:b], at[b:])): part.append(index)
+        for part, index in zip(parts, (at[:a], at[a:b], at[b:])):
+            part.append(index)
     return Given(*(trusted[torch.cat(p).sort().values] for p in parts), **others)
 
 # %% ../../nbs/api/audit/run.ipynb #0000000b
@@ -95,8 +111,10 @@ def kind_of(
     "What benign detectors should be made of."
     about = dict(getattr(model, "about", {}) or {})
     name = about.get("name")
-    if name not in (None, "hub") and count_parameters(model) <= LIGHT: return about, "the same network"
-    if name in SMALL: return about | SMALL[name], "a smaller network of the same family"
+    if name not in (None, "hub") and count_parameters(model) <= LIGHT:
+        return about, "the same network"
+    if name in SMALL:
+        return about | SMALL[name], "a smaller network of the same family"
     return dict(name="resnet18", width=16), "another, smaller network"
 
 
@@ -108,9 +126,20 @@ def teach(
 ) -> nn.Module:
     "One benign detector, with a history of its own."
     draw = np.random.default_rng(seed)
-    share, longer, lr = draw.uniform(0.6, 1), 2 ** draw.uniform(-0.5, 1), 10 ** draw.uniform(-2.8, -2.4)
+    share, longer, lr = (
+        draw.uniform(0.6, 1),
+        2 ** draw.uniform(-0.5, 1),
+        10 ** draw.uniform(-2.8, -2.4),
+    )
     part = ds[np.sort(draw.permutation(len(ds))[: max(2, int(share * len(ds)))])]
-    return train(make(seed), part, epochs=max(3, round(seen * longer / len(part))), lr=lr, batch=32, seed=seed)
+    return train(
+        make(seed),
+        part,
+        epochs=max(3, round(seen * longer / len(part))),
+        lr=lr,
+        batch=32,
+        seed=seed,
+    )
 
 # %% ../../nbs/api/audit/run.ipynb #00000013
 def repaired(
@@ -122,7 +151,10 @@ def repaired(
     fixed = f(deepcopy(model), g.own)
     moves = lambda ds: predict_fake(fixed, ds.images) - predict_fake(model, ds.images)
     after = accuracy(predict_fake(fixed, g.watch.images), g.watch.labels)
-    figures, scores = {"answers to trusted images move by": moves(g.watch).abs().mean()}, {"watch": moves(g.watch).abs()}
+    figures, scores = (
+        {"answers to trusted images move by": moves(g.watch).abs().mean()},
+        {"watch": moves(g.watch).abs()},
+    )
     if g.suspects is not None:
         scores["suspects"] = moves(g.suspects)
         figures["suspects move towards fake by"] = scores["suspects"].mean()
@@ -139,7 +171,11 @@ def detected(
     s = torch.as_tensor(f(model, torch.cat([g.suspects.images, g.watch.images]), g.own)).double()
     found = auc(s, np.arange(len(s)) < n)
     above = s[:n] - threshold(s[n:])
-    return {"AUROC of suspects": found}, {"suspects": above}, f"{int((above > 0).sum())} of {n} suspects above 95 % of the trusted images"
+    return (
+        {"AUROC of suspects": found},
+        {"suspects": above},
+        f"{int((above > 0).sum())} of {n} suspects above 95 % of the trusted images",
+    )
 
 # %% ../../nbs/api/audit/run.ipynb #1cdd3813
 def filtered(
@@ -151,7 +187,11 @@ def filtered(
     s = torch.as_tensor(f(model, blind(g.training))).double()
     low, middle, high = s.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.double))
     top = s.topk(max(1, len(s) // 50)).values.mean()
-    return {"top 2 % above the rest": (top - middle) / (high - low).clamp(min=1e-9)}, {"training": s}, ""
+    return (
+        {"top 2 % above the rest": (top - middle) / (high - low).clamp(min=1e-9)},
+        {"training": s},
+        "",
+    )
 
 # %% ../../nbs/api/audit/run.ipynb #9ec99669
 def inspected(
@@ -162,7 +202,8 @@ def inspected(
     "Is a class anomalous? Of two opposite figures only the first one is kept."
     a = torch.as_tensor(f(model, g.own)).double()
     figures = {"anomaly towards real": a[REAL], "anomaly towards fake": a[FAKE]}
-    if abs(float(a.sum())) < 1e-6: figures.pop("anomaly towards fake")
+    if abs(float(a.sum())) < 1e-6:
+        figures.pop("anomaly towards fake")
     return figures, {}, ""
 
 # %% ../../nbs/api/audit/run.ipynb #d01a7820
@@ -174,10 +215,13 @@ def answers(
     g: Given,  # all images
 ) -> tuple[dict, dict, str]:  # figures; set -> p_fake; no remark
     "No defense: what the detector says."
-    figures = {"right about trusted images": accuracy(predict_fake(model, g.watch.images), g.watch.labels)}
+    figures = {
+        "right about trusted images": accuracy(predict_fake(model, g.watch.images), g.watch.labels)
+    }
     sets = {k: getattr(g, k) for k in ("suspects", "training") if getattr(g, k) is not None}
     scores = {k: predict_fake(model, ds.images) for k, ds in sets.items()}
-    if "suspects" in scores: figures["suspects called real"] = (scores["suspects"] <= 0.5).double().mean()
+    if "suspects" in scores:
+        figures["suspects called real"] = (scores["suspects"] <= 0.5).double().mean()
     return figures, scores, ""
 
 # %% ../../nbs/api/audit/run.ipynb #00000016
@@ -191,8 +235,13 @@ def bound(
     seed: int,  # of everything random
 ) -> Callable:  # the same within its budget
     "A defense with seed and budget filled in, where it takes them."
-    if name == "cleanse": return partial(f, steps=max(5, min(80, passes // STEP)))
-    taken = {k: v for k, v in {"seed": seed, "budget": passes}.items() if k in inspect.signature(f).parameters}
+    if name == "cleanse":
+        return partial(f, steps=max(5, min(80, passes // STEP)))
+    taken = {
+        k: v
+        for k, v in {"seed": seed, "budget": passes}.items()
+        if k in inspect.signature(f).parameters
+    }
     return partial(f, **taken)
 
 
@@ -200,12 +249,21 @@ def looks_of(
     g: Given,  # all images
 ) -> tuple[dict, dict]:  # name -> (shape, function, module); name of those left out -> why
     "Which defenses apply to what is given."
-    known = defenses() | {"beatrix_detect": ("detect", beatrix_detect, inspect.getmodule(beatrix_detect))}
+    known = defenses() | {
+        "beatrix_detect": ("detect", beatrix_detect, inspect.getmodule(beatrix_detect))
+    }
     why = {"train": "trains another detector instead of looking at this one"}
-    if g.suspects is None: why["detect"] = "judges inputs: give --suspects"
-    if g.training is None: why["filter"] = "judges training samples: give --training-set"
-    if not g.both: why |= dict.fromkeys(("inspect", "repair"), "needs trusted fakes beside the real faces: give --fakes")
-    return {k: v for k, v in known.items() if v[0] not in why}, {k: why[v[0]] for k, v in known.items() if v[0] in why}
+    if g.suspects is None:
+        why["detect"] = "judges inputs: give --suspects"
+    if g.training is None:
+        why["filter"] = "judges training samples: give --training-set"
+    if not g.both:
+        why |= dict.fromkeys(
+            ("inspect", "repair"), "needs trusted fakes beside the real faces: give --fakes"
+        )
+    return {k: v for k, v in known.items() if v[0] not in why}, {
+        k: why[v[0]] for k, v in known.items() if v[0] in why
+    }
 
 # %% ../../nbs/api/audit/run.ipynb #00000019
 def look(
@@ -219,13 +277,22 @@ def look(
     "What one defense says about one detector."
     own, spent = deepcopy(model), Budget()
     with watch(spent, own):
-        if name == "answers": figures, scores, remark = answers(own, g)
+        if name == "answers":
+            figures, scores, remark = answers(own, g)
         else:
             shape, f, _ = known[name]
             figures, scores, remark = LOOKS[shape](bound(f, name, passes, seed), own, g)
-    check(all(math.isfinite(v) for v in figures.values()), f"expected finite figures of {name}, got {figures}")
-    return {"figures": {k: float(v) for k, v in figures.items()}, "scores": {k: [round(v, 5) for v in s.tolist()] for k, s in scores.items()},
-            "remark": remark, "passes": spent.passes, "seconds": spent.seconds}
+    check(
+        all(math.isfinite(v) for v in figures.values()),
+        f"expected finite figures of {name}, got {figures}",
+    )
+    return {
+        "figures": {k: float(v) for k, v in figures.items()},
+        "scores": {k: [round(v, 5) for v in s.tolist()] for k, s in scores.items()},
+        "remark": remark,
+        "passes": spent.passes,
+        "seconds": spent.seconds,
+    }
 
 # %% ../../nbs/api/audit/run.ipynb #0000001d
 JOINT = 0.9  # chance that a further benign detector stays inside all bands
@@ -239,15 +306,29 @@ def stand(
 ) -> dict:  # state "inside", "unusual" or "no band" and why; low, high, widened, alarms
     "A figure against the benign detectors' band, widened until each fits that of the others."
     v = np.asarray(others, dtype=float)
-    why = "fewer than 3 benign detectors" if len(v) < 3 else "all detectors alike" if np.ptp([value, *v]) < 1e-9 else ""
-    if why: return dict(state="no band", why=why, low=None, high=None, widened=1.0, alarms=[])
+    why = (
+        "fewer than 3 benign detectors"
+        if len(v) < 3
+        else "all detectors alike"
+        if np.ptp([value, *v]) < 1e-9
+        else ""
+    )
+    if why:
+        return dict(state="no band", why=why, low=None, high=None, widened=1.0, alarms=[])
     half = lambda values: max(np.ptp(band(values, level)) / 2, grain, 1e-9)
     rest = [np.delete(v, i) for i in range(len(v))]
     away = [abs(x - r.mean()) / half(r) for x, r in zip(v, rest)]
     wide = max(1.0, *away)
     low, high = v.mean() - wide * half(v), v.mean() + wide * half(v)
     state = "inside" if low <= value <= high else "unusual"
-    return dict(state=state, why="", low=float(low), high=float(high), widened=float(wide), alarms=[i for i, a in enumerate(away) if a > 1])
+    return dict(
+        state=state,
+        why="",
+        low=float(low),
+        high=float(high),
+        widened=float(wide),
+        alarms=[i for i, a in enumerate(away) if a > 1],
+    )
 
 # %% ../../nbs/api/audit/run.ipynb #00000021
 def look_at(
@@ -262,10 +343,21 @@ def look_at(
 ) -> dict:  # as `look`
     "One look, or what is left of an earlier one."
     code = code_of(known[name][2]) if name in known else ""
-    about = {"look": name, "code": [code, __version__], "passes": passes, "seed": seed,
-             "detector": digest(list(model.state_dict().values())), **made_of}
-    def make(place): (place / "look.json").write_text(json.dumps(look(name, known, model, g, passes, seed)))
-    return json.loads((piece(out, f"look-{digest(about)}", about, make, name) / "look.json").read_text())
+    about = {
+        "look": name,
+        "code": [code, __version__],
+        "passes": passes,
+        "seed": seed,
+        "detector": digest(list(model.state_dict().values())),
+        **made_of,
+    }
+
+    def make(place):
+        (place / "look.json").write_text(json.dumps(look(name, known, model, g, passes, seed)))
+
+    return json.loads(
+        (piece(out, f"look-{digest(about)}", about, make, name) / "look.json").read_text()
+    )
 
 
 def digests(
@@ -284,27 +376,49 @@ def examine(
     passes: int = 3000,  # that a defense may take on one detector
     seed: int = 0,  # of everything random
     only: list | None = None,  # names of defenses; all that apply unless given
-    elsewhere: Given | None = None,  # where the benign detectors are at home, if not among the same images
+    elsewhere: Given
+    | None = None,  # where the benign detectors are at home, if not among the same images
 ) -> dict:  # findings by name; left_out: name -> why
     "Ask all detectors the same questions and say where the one in question stands."
     known, left_out = looks_of(g)
-    for name in only or (): check(name in known or name in left_out, f"expected defenses among {', '.join(sorted(known))}, got {name}")
-    names, found, start = ["answers", *(n for n in known if only is None or n in only)], {}, time.time()
+    for name in only or ():
+        check(
+            name in known or name in left_out,
+            f"expected defenses among {', '.join(sorted(known))}, got {name}",
+        )
+    names, found, start = (
+        ["answers", *(n for n in known if only is None or n in only)],
+        {},
+        time.time(),
+    )
     home = elsewhere or g
     marks = digests(g), digests(home)
     for i, name in enumerate(names, 1):
         print(f"[{i}/{len(names)}] {name} on {1 + len(benign)} detectors", end="", flush=True)
         try:
             mine = look_at(name, known, model, g, passes, seed, out, marks[0])
-            theirs = [look_at(name, known, m, home, passes, seed, out, marks[1]) for m in benign if name == "answers" or _runs(name, known, home)]
-            found[name] = mine | {"shape": known[name][0] if name in known else "answers", "benign": [t["figures"] for t in theirs]}
+            theirs = [
+                look_at(name, known, m, home, passes, seed, out, marks[1])
+                for m in benign
+                if name == "answers" or _runs(name, known, home)
+            ]
+            found[name] = mine | {
+                "shape": known[name][0] if name in known else "answers",
+                "benign": [t["figures"] for t in theirs],
+            }
         except (ValueError, RuntimeError, AttributeError, IndexError, TypeError, KeyError) as error:
-            left_out[name] = f"does not work on this detector and these images: {str(error).splitlines()[0][:200] or type(error).__name__}"
-        print(f", {'left out' if name in left_out else 'done'}; {time.time() - start:.0f} s so far", flush=True)
+            left_out[name] = (
+                f"does not work on this detector and these images: {str(error).splitlines()[0][:200] or type(error).__name__}"
+            )
+        print(
+            f", {'left out' if name in left_out else 'done'}; {time.time() - start:.0f} s so far",
+            flush=True,
+        )
     return {"found": place_all(found, g), "left_out": left_out}
 
 
-def _runs(name, known, home): return name in looks_of(home)[0] and name in known
+def _runs(name, known, home):
+    return name in looks_of(home)[0] and name in known
 
 # %% ../../nbs/api/audit/run.ipynb #00000023
 def place_all(
@@ -314,13 +428,21 @@ def place_all(
     "Hold every figure against its band; the level is shared by all of them. Filters have none."
     pairs = [(name, k) for name, f in found.items() for k in f["figures"]]
     count = sum(found[name]["shape"] != "filter" for name, _ in pairs)
-    level, grain = JOINT ** (1 / max(1, count)), 1 / min(len(s) for s in (g.watch, g.suspects) if s is not None)
+    level, grain = (
+        JOINT ** (1 / max(1, count)),
+        1 / min(len(s) for s in (g.watch, g.suspects) if s is not None),
+    )
     for name, k in pairs:
         f = found[name]
         others = [b[k] for b in f["benign"] if k in b]
         s = stand(f["figures"][k], others, level, grain)
-        if f["shape"] == "filter": s = stand(f["figures"][k], []) | {"why": "benign ones did not learn from this set"}
-        if s["low"] is not None and not k.startswith("anomaly"): s |= {"low": max(s["low"], 0.0 if f["shape"] != "repair" else -1.0), "high": min(s["high"], 1.0)}
+        if f["shape"] == "filter":
+            s = stand(f["figures"][k], []) | {"why": "benign ones did not learn from this set"}
+        if s["low"] is not None and not k.startswith("anomaly"):
+            s |= {
+                "low": max(s["low"], 0.0 if f["shape"] != "repair" else -1.0),
+                "high": min(s["high"], 1.0),
+            }
         f.setdefault("stands", {})[k] = {"value": f["figures"][k], "others": others, **s}
     return found
 
@@ -329,75 +451,176 @@ def unusual(
     found: dict,  # findings by name
 ) -> list:  # names, in order
     "Defenses with a figure outside its band."
-    return [name for name, f in found.items() if any(s["state"] == "unusual" for s in f["stands"].values())]
+    return [
+        name
+        for name, f in found.items()
+        if any(s["state"] == "unusual" for s in f["stands"].values())
+    ]
 
 
 def verdict(
     found: dict,  # findings by name
 ) -> str:
     "One sentence; it never calls a detector clean."
-    odd, banded = unusual(found), [n for n, f in found.items() if any(s["state"] != "no band" for s in f["stands"].values())]
-    if odd: return f"unusual: {', '.join(_heading(n) for n in odd)}. Look at it; it may be innocent"
-    if not banded: return "nothing to compare with: no figure has a band, so nothing can be called usual or unusual"
+    odd, banded = (
+        unusual(found),
+        [n for n, f in found.items() if any(s["state"] != "no band" for s in f["stands"].values())],
+    )
+    if odd:
+        return f"unusual: {', '.join(_heading(n) for n in odd)}. Look at it; it may be innocent"
+    if not banded:
+        return "nothing to compare with: no figure has a band, so nothing can be called usual or unusual"
     return f"nothing unusual found by {len(banded)} looks; absence of evidence is no evidence that there is no backdoor"
 
 # %% ../../nbs/api/audit/run.ipynb #00000025
 WORDS = {  # name: heading, what it asks, what it cannot see
-    "answers": ("Plain answers", "Is the detector right about trusted images, and does it pass suspects that benign detectors catch?",
-                "Sees a backdoor only if suspects carry its trigger. Ordinary mistakes look the same."),
-    "strip": ("STRIP", "Lays clean faces over an input: an answer that never wavers may be held by a trigger.",
-              "Triggers that do not survive blending, and natural ones, which are part of the face."),
-    "strip_additive": ("STRIP, additive", "The same with faces added instead of averaged, which keeps a small patch at full strength.",
-                       "Natural triggers, and whatever the sum of two faces saturates."),
-    "scaleup": ("SCALE-UP", "Multiplies the pixels: a triggered input keeps its answer.",
-                "Follows the class of an input as well: an AUROC far from 0.5 alone says little, only the band does."),
-    "teco": ("TeCo", "Blurs, compresses and darkens: clean inputs give in to all of it at about the same strength.",
-             "Triggers as robust as the trace of the forgery itself."),
-    "frequency": ("Frequency", "Looks for the ringing of patches, grain and blends in the spectrum of an input; the detector is not asked.",
-                  "Smooth and natural triggers. It judges images, so that there cannot be a band."),
-    "beatrix_detect": ("Beatrix", "Asks which channels fire together, against trusted faces of the same class.",
-                       "Triggers that use the channels in the usual company; networks without a convolution to read."),
-    "cleanse": ("Neural Cleanse", "Looks for the smallest mask that turns every image into one class. With two classes only the ratio "
-                "of both masks can be compared.", "Natural triggers and blends: no small mask does what they do."),
-    "ebyd": ("EBYD", "Unlearns trusted faces and asks which class is left: what survives was learned another way.",
-             "With two classes unlearning can simply swap the labels; only the band says whether it did more."),
-    "pruning": ("Fine-Pruning", "Silences channels that trusted faces never use, then trains on trusted faces.",
-                "Backdoors in channels that clean faces use as well, where natural triggers sit."),
-    "finetune": ("Fine-tuning", "Trains on trusted faces once more: what changes was not learned from such faces.",
-                 "Backdoors that clean training leaves alone, which is most of them."),
-    "anp": ("ANP", "Shakes the neurons adversarially and prunes those that react.", "Backdoors that are spread over many neurons."),
-    "nad": ("NAD", "Lets the attention of a fine-tuned copy teach the detector.", "What the copy keeps; with few faces it may break the detector."),
-    "ibau": ("I-BAU", "Unlearns universal perturbations.", "Triggers that are far from small perturbations, such as natural ones."),
-    "ftsam": ("FT-SAM", "Fine-tunes towards flat minima, which shrinks the neurons that a backdoor uses.", "Backdoors in flat places."),
-    "preprocess": ("JPEG in front", "Compresses what comes in, as strongly as accuracy allows.", "Triggers that survive JPEG: natural ones do."),
-    "spectral": ("Spectral Signatures", "Projects the features of each class on their main direction.", "Poison that varies less than nature does."),
-    "spectre": ("SPECTRE", "The same after a robust whitening.", "Poison that is a larger share than expected, or spread out."),
-    "clustering": ("Activation Clustering", "Splits the features of each class in two.", "Poison that does not make a cluster of its own."),
-    "beatrix": ("Beatrix, training set", "Asks which channels fire together in each training sample.", "Poison whose channels keep the usual company."),
+    "answers": (
+        "Plain answers",
+        "Is the detector right about trusted images, and does it pass suspects that benign detectors catch?",
+        "Sees a backdoor only if suspects carry its trigger. Ordinary mistakes look the same.",
+    ),
+    "strip": (
+        "STRIP",
+        "Lays clean faces over an input: an answer that never wavers may be held by a trigger.",
+        "Triggers that do not survive blending, and natural ones, which are part of the face.",
+    ),
+    "strip_additive": (
+        "STRIP, additive",
+        "The same with faces added instead of averaged, which keeps a small patch at full strength.",
+        "Natural triggers, and whatever the sum of two faces saturates.",
+    ),
+    "scaleup": (
+        "SCALE-UP",
+        "Multiplies the pixels: a triggered input keeps its answer.",
+        "Follows the class of an input as well: an AUROC far from 0.5 alone says little, only the band does.",
+    ),
+    "teco": (
+        "TeCo",
+        "Blurs, compresses and darkens: clean inputs give in to all of it at about the same strength.",
+        "Triggers as robust as the trace of the forgery itself.",
+    ),
+    "frequency": (
+        "Frequency",
+        "Looks for the ringing of patches, grain and blends in the spectrum of an input; the detector is not asked.",
+        "Smooth and natural triggers. It judges images, so that there cannot be a band.",
+    ),
+    "beatrix_detect": (
+        "Beatrix",
+        "Asks which channels fire together, against trusted faces of the same class.",
+        "Triggers that use the channels in the usual company; networks without a convolution to read.",
+    ),
+    "cleanse": (
+        "Neural Cleanse",
+        "Looks for the smallest mask that turns every image into one class. With two classes only the ratio "
+        "of both masks can be compared.",
+        "Natural triggers and blends: no small mask does what they do.",
+    ),
+    "ebyd": (
+        "EBYD",
+        "Unlearns trusted faces and asks which class is left: what survives was learned another way.",
+        "With two classes unlearning can simply swap the labels; only the band says whether it did more.",
+    ),
+    "pruning": (
+        "Fine-Pruning",
+        "Silences channels that trusted faces never use, then trains on trusted faces.",
+        "Backdoors in channels that clean faces use as well, where natural triggers sit.",
+    ),
+    "finetune": (
+        "Fine-tuning",
+        "Trains on trusted faces once more: what changes was not learned from such faces.",
+        "Backdoors that clean training leaves alone, which is most of them.",
+    ),
+    "anp": (
+        "ANP",
+        "Shakes the neurons adversarially and prunes those that react.",
+        "Backdoors that are spread over many neurons.",
+    ),
+    "nad": (
+        "NAD",
+        "Lets the attention of a fine-tuned copy teach the detector.",
+        "What the copy keeps; with few faces it may break the detector.",
+    ),
+    "ibau": (
+        "I-BAU",
+        "Unlearns universal perturbations.",
+        "Triggers that are far from small perturbations, such as natural ones.",
+    ),
+    "ftsam": (
+        "FT-SAM",
+        "Fine-tunes towards flat minima, which shrinks the neurons that a backdoor uses.",
+        "Backdoors in flat places.",
+    ),
+    "preprocess": (
+        "JPEG in front",
+        "Compresses what comes in, as strongly as accuracy allows.",
+        "Triggers that survive JPEG: natural ones do.",
+    ),
+    "spectral": (
+        "Spectral Signatures",
+        "Projects the features of each class on their main direction.",
+        "Poison that varies less than nature does.",
+    ),
+    "spectre": (
+        "SPECTRE",
+        "The same after a robust whitening.",
+        "Poison that is a larger share than expected, or spread out.",
+    ),
+    "clustering": (
+        "Activation Clustering",
+        "Splits the features of each class in two.",
+        "Poison that does not make a cluster of its own.",
+    ),
+    "beatrix": (
+        "Beatrix, training set",
+        "Asks which channels fire together in each training sample.",
+        "Poison whose channels keep the usual company.",
+    ),
 }
 
 
-def _heading(name): return WORDS.get(name, (name.replace("_", " "),))[0]
+def _heading(name):
+    return WORDS.get(name, (name.replace("_", " "),))[0]
 
 # %% ../../nbs/api/audit/run.ipynb #00000027
-MEASURE = {"detect": ("auroc", "AUROC"), "filter": ("auroc", "AUROC"), "inspect": ("outside_real", "runs outside the band"), "repair": ("asr", "attack success after")}
+MEASURE = {
+    "detect": ("auroc", "AUROC"),
+    "filter": ("auroc", "AUROC"),
+    "inspect": ("outside_real", "runs outside the band"),
+    "repair": ("asr", "attack success after"),
+}
 
 
 def past(
-    folder: str | Path = "data/results",  # with defenses.csv and results.csv a world, or rows.parquet of a grid
+    folder: str
+    | Path = "data/results",  # with defenses.csv and results.csv a world, or rows.parquet of a grid
 ) -> pd.DataFrame:  # world, defense, trigger, space, metric, seed, value, value_benign
     "What this repository measured of its defenses."
     parts, folder = [], shipped(str(folder))
     for path in sorted(folder.glob("*/defenses.csv")):
         table = pd.read_csv(path)
-        space = pd.read_csv(path.with_name("results.csv")).drop_duplicates("trigger").set_index("trigger").space
+        space = (
+            pd.read_csv(path.with_name("results.csv"))
+            .drop_duplicates("trigger")
+            .set_index("trigger")
+            .space
+        )
         parts.append(table.assign(world=path.parent.name, space=table.trigger.map(space)))
     for path in sorted(folder.rglob("rows.parquet")):
         rows = read_table(path).to_pandas()
         for c in (c for c in rows if c.startswith("defense_") and not c.endswith("_benign")):
-            parts.append(rows.assign(metric=c.removeprefix("defense_"), value=rows[c], value_benign=rows.get(f"{c}_benign", np.nan)))
+            parts.append(
+                rows.assign(
+                    metric=c.removeprefix("defense_"),
+                    value=rows[c],
+                    value_benign=rows.get(f"{c}_benign", np.nan),
+                )
+            )
     columns = ["world", "defense", "trigger", "space", "metric", "seed", "value", "value_benign"]
-    return pd.concat([p.reindex(columns=columns) for p in parts]).dropna(subset=["value"]) if parts else pd.DataFrame(columns=columns)
+    return (
+        pd.concat([p.reindex(columns=columns) for p in parts]).dropna(subset=["value"])
+        if parts
+        else pd.DataFrame(columns=columns)
+    )
 
 
 def track_record(
@@ -408,17 +631,30 @@ def track_record(
     "How a defense did here against painted and natural triggers, and on benign detectors."
     metric, says = MEASURE.get(shape, ("", ""))
     part, lines = table[(table.defense == name) & (table.metric == metric)], []
-    if name == "strip_additive" and part.empty: part = table[(table.defense == "strip") & (table.metric == "auroc_additive")]  # as the main job records it
+    if name == "strip_additive" and part.empty:
+        part = table[
+            (table.defense == "strip") & (table.metric == "auroc_additive")
+        ]  # as the main job records it
     for world, rows in part.groupby("world", sort=False):
         text = []
-        for kind, group in rows.groupby(np.where(rows.space == "pixels", "painted", "natural"), sort=True):
+        for kind, group in rows.groupby(
+            np.where(rows.space == "pixels", "painted", "natural"), sort=True
+        ):
             means = group.groupby("trigger", sort=False)[["value", "value_benign"]].mean()
-            text.append(f"{kind} " + ", ".join(f"{escape(t)} {r.value:.2f} (benign {r.value_benign:.2f})" for t, r in means.iterrows()))
+            text.append(
+                f"{kind} "
+                + ", ".join(
+                    f"{escape(t)} {r.value:.2f} (benign {r.value_benign:.2f})"
+                    for t, r in means.iterrows()
+                )
+            )
         lines.append(f"{escape(str(world))}, {rows.seed.nunique()} seeds: {'; '.join(text)}")
-    return f"<p class=\"record\">Measured here, {says}. {'. '.join(lines)}.</p>" if lines else ""
+    return f'<p class="record">Measured here, {says}. {". ".join(lines)}.</p>' if lines else ""
 
 # %% ../../nbs/api/audit/run.ipynb #0000002c
-STYLE = CSS + """
+STYLE = (
+    CSS
+    + """
 .verdict { border-left: 4px solid var(--soft); padding: .2rem 1rem; margin: 1.4rem 0; font-size: 1.15rem }
 .verdict.unusual { border-color: #c53a32 } .mark { color: #c53a32; font-weight: 600 } .soft, .record, .account { color: var(--soft) }
 .record, .account { font-size: .87rem; margin: .4rem 0 } h1 { overflow-wrap: anywhere } h3 .mark { font-size: .85rem; margin-left: .6rem }
@@ -426,6 +662,7 @@ svg.stand { width: 15rem; height: 1.3rem; display: block } td.number { white-spa
 .sheet { display: grid; grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)); gap: .5rem; max-width: 52rem; margin: .6rem 0 }
 .sheet figure { margin: 0 } .sheet img { width: 100%; display: block; border-radius: 3px } .sheet figcaption { font-size: .72rem; line-height: 1.3; overflow-wrap: anywhere }
 """
+)
 STATES = {"inside": "inside the band", "unusual": "unusual", "no band": "no band"}
 
 
@@ -436,11 +673,17 @@ def draw_stand(
     marks = [s["value"], *s["others"], *(v for v in (s["low"], s["high"]) if v is not None)]
     low, high = min(marks), max(marks)
     x = lambda v: 6 + 228 * ((v - low) / (high - low) if high > low else 0.5)
-    bar = f'<rect x="{x(s["low"]):.1f}" y="5" width="{x(s["high"]) - x(s["low"]):.1f}" height="10" rx="3" fill="#7f7f7f" opacity=".25"/>' if s["low"] is not None else ""
+    bar = (
+        f'<rect x="{x(s["low"]):.1f}" y="5" width="{x(s["high"]) - x(s["low"]):.1f}" height="10" rx="3" fill="#7f7f7f" opacity=".25"/>'
+        if s["low"] is not None
+        else ""
+    )
     dots = "".join(f'<circle cx="{x(v):.1f}" cy="10" r="2.5" fill="#7f7f7f"/>' for v in s["others"])
     color = {"unusual": "#c53a32", "inside": "#3b76af", "no band": "#7f7f7f"}[s["state"]]
-    return (f'<svg class="stand" viewBox="0 0 240 20" role="img" aria-label="{STATES[s["state"]]}"><line x1="2" x2="238" y1="10" y2="10" '
-            f'stroke="#7f7f7f" opacity=".4"/>{bar}{dots}<circle cx="{x(s["value"]):.1f}" cy="10" r="5" fill="{color}"/></svg>')
+    return (
+        f'<svg class="stand" viewBox="0 0 240 20" role="img" aria-label="{STATES[s["state"]]}"><line x1="2" x2="238" y1="10" y2="10" '
+        f'stroke="#7f7f7f" opacity=".4"/>{bar}{dots}<circle cx="{x(s["value"]):.1f}" cy="10" r="5" fill="{color}"/></svg>'
+    )
 
 
 def html_stands(
@@ -449,14 +692,31 @@ def html_stands(
 ) -> str:
     "Figures with their bands as a table."
     number = lambda v: f"{v:.3f}".replace("-", "−")
-    head = "".join(f"<th>{c}</th>" for c in ([first] if first else []) + ["figure", "this detector", "band of benign ones", "", ""])
+    head = "".join(
+        f"<th>{c}</th>"
+        for c in ([first] if first else [])
+        + ["figure", "this detector", "band of benign ones", "", ""]
+    )
     body = ""
     for name, k, s in rows:
         between = "–" if s["low"] is None else f"{number(s['low'])} to {number(s['high'])}"
-        why = f'<small>{escape(s["why"])}</small>' if s["why"] else ""
+        why = f"<small>{escape(s['why'])}</small>" if s["why"] else ""
         mark = f'<span class="{"mark" if s["state"] == "unusual" else "soft"}">{STATES[s["state"]]}{why}</span>'
-        cells = ([f'<a href="#{escape(name)}">{escape(_heading(name))}</a>'] if first else []) + [escape(k), number(s["value"]), between, draw_stand(s), mark]
-        body += "<tr>" + "".join(f'<td class="number">{c}</td>' if i > 0 else f"<td>{c}</td>" for i, c in enumerate(cells)) + "</tr>\n"
+        cells = ([f'<a href="#{escape(name)}">{escape(_heading(name))}</a>'] if first else []) + [
+            escape(k),
+            number(s["value"]),
+            between,
+            draw_stand(s),
+            mark,
+        ]
+        body += (
+            "<tr>"
+            + "".join(
+                f'<td class="number">{c}</td>' if i > 0 else f"<td>{c}</td>"
+                for i, c in enumerate(cells)
+            )
+            + "</tr>\n"
+        )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 # %% ../../nbs/api/audit/run.ipynb #0000002f
@@ -473,9 +733,18 @@ def sheet(
     for i, text in zip(order, captions):
         file = io.BytesIO()
         picture = Image.fromarray(ds.images[i].permute(1, 2, 0).numpy())
-        picture.resize((96, 96), Image.LANCZOS if picture.width > 96 else Image.NEAREST if picture.width < 48 else Image.BICUBIC).save(file, "JPEG", quality=88)
+        picture.resize(
+            (96, 96),
+            Image.LANCZOS
+            if picture.width > 96
+            else Image.NEAREST
+            if picture.width < 48
+            else Image.BICUBIC,
+        ).save(file, "JPEG", quality=88)
         data, name = base64.b64encode(file.getvalue()).decode(), escape(str(ds.names[i]))
-        parts.append(f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}"><figcaption>{name}<br><span class="soft">{escape(text)}</span></figcaption></figure>')
+        parts.append(
+            f'<figure><img src="data:image/jpeg;base64,{data}" alt="{name}"><figcaption>{name}<br><span class="soft">{escape(text)}</span></figcaption></figure>'
+        )
     return f'<div class="sheet">{"".join(parts)}</div>'
 
 
@@ -486,11 +755,17 @@ def shared(
 ) -> str:  # empty where nothing is known, or nothing is shared
     "What chosen images have more or less of than the others."
     table = attributes.select_dtypes("number").dropna(axis=1)
-    if len(chosen) < 4 or len(chosen) == len(table) or not len(table.columns): return ""
+    if len(chosen) < 4 or len(chosen) == len(table) or not len(table.columns):
+        return ""
     rest = table.drop(index=table.index[chosen])
     d = ((table.iloc[chosen].mean() - rest.mean()) / rest.std().replace(0, np.nan)).dropna()
     d = d[d.abs() >= least].sort_values(key=lambda c: -c.abs())[:3]
-    return ", ".join(f"{'more' if v > 0 else 'less'} {k.replace('_', ' ')} ({v:+.1f} standard deviations)".replace("-", "−") for k, v in d.items())
+    return ", ".join(
+        f"{'more' if v > 0 else 'less'} {k.replace('_', ' ')} ({v:+.1f} standard deviations)".replace(
+            "-", "−"
+        )
+        for k, v in d.items()
+    )
 
 
 def html_samples(
@@ -503,10 +778,13 @@ def html_samples(
     for name in (n for n in f["scores"] if n != "watch" or "suspects" not in f["scores"]):
         ds, s = getattr(g, name), np.asarray(f["scores"][name])
         order = np.argsort(-s, kind="stable")[:most]
-        if f["shape"] == "answers": continue
+        if f["shape"] == "answers":
+            continue
         text = shared(ds.attributes, list(np.argsort(-s, kind="stable")[: max(most, len(s) // 50)]))
-        parts.append(f"<p>Of {len(s)} {SETS[name]} look first at these{f'; they have {escape(text)} than the others' if text else ''}.</p>"
-                     + sheet(ds, order, [f"{s[i]:+.2f}".replace("-", "−") for i in order]))
+        parts.append(
+            f"<p>Of {len(s)} {SETS[name]} look first at these{f'; they have {escape(text)} than the others' if text else ''}.</p>"
+            + sheet(ds, order, [f"{s[i]:+.2f}".replace("-", "−") for i in order])
+        )
     return "".join(parts)
 
 # %% ../../nbs/api/audit/run.ipynb #00000031
@@ -515,7 +793,11 @@ def most_suspected(
     which: str,  # "suspects" or "training"
 ) -> np.ndarray:  # (n,) mean rank in [0,1]; empty where nobody scored them
     "Mean rank over the looks that found something unusual, or over all where none did."
-    scored = {n: f["scores"][which] for n, f in found.items() if which in f["scores"] and f["shape"] != "answers"}
+    scored = {
+        n: f["scores"][which]
+        for n, f in found.items()
+        if which in f["scores"] and f["shape"] != "answers"
+    }
     chosen = [n for n in unusual(found) if n in scored] or list(scored)
     ranks = [pd.Series(scored[n]).rank(pct=True).to_numpy() for n in chosen]
     return np.mean(ranks, axis=0) if ranks else np.empty(0)
@@ -540,26 +822,36 @@ def html_first(
     "Images that only this detector passes, and images that most looks suspect."
     parts = []
     for which in ("suspects", "training"):
-        ds, gap, rank = getattr(g, which), second_opinion(found, which, opinions.get(which, [])), most_suspected(found, which)
-        if ds is None: continue
+        ds, gap, rank = (
+            getattr(g, which),
+            second_opinion(found, which, opinions.get(which, [])),
+            most_suspected(found, which),
+        )
+        if ds is None:
+            continue
         passed = [i for i in np.argsort(-gap, kind="stable") if gap[i] > 0.5]
         if len(gap):
             text = shared(ds.attributes, passed)
-            parts.append(f"<p><b>{len(passed)} of {len(ds)} {SETS[which]}</b> pass as real here, while benign detectors call them fake"
-                         f"{f'; they have {escape(text)} than the others' if text else ''}.</p>")
+            parts.append(
+                f"<p><b>{len(passed)} of {len(ds)} {SETS[which]}</b> pass as real here, while benign detectors call them fake"
+                f"{f'; they have {escape(text)} than the others' if text else ''}.</p>"
+            )
             parts.append(sheet(ds, passed[:most], [f"{gap[i]:+.2f}" for i in passed[:most]]))
         if len(rank):
             order = np.argsort(-rank, kind="stable")[: most // 2]
-            parts.append(f"<p>{SETS[which].capitalize()} that the looks with a say rank highest:</p>" + sheet(ds, order, [f"mean rank {rank[i]:.0%}" for i in order]))
+            parts.append(
+                f"<p>{SETS[which].capitalize()} that the looks with a say rank highest:</p>"
+                + sheet(ds, order, [f"mean rank {rank[i]:.0%}" for i in order])
+            )
     return "".join(parts)
 
 # %% ../../nbs/api/audit/run.ipynb #00000033
 CARRIES = {
     "given": "The band comes from detectors that the user calls benign. It carries as far as that is true, and as they were trained like this one.",
     "trained": "The band comes from detectors trained for this audit on half of the trusted images: {kin}, with few images and varied settings. "
-               "A figure outside may mean a backdoor, or only that this detector was trained on more or other images.",
+    "A figure outside may mean a backdoor, or only that this detector was trained on more or other images.",
     "portraits": "No trusted fakes were given. The benign detectors were trained on painted portraits and asked about painted portraits ({kin}): another "
-                 "world, other fakes. A figure outside says little, one inside says less; figures on suspects and training samples have no band.",
+    "world, other fakes. A figure outside says little, one inside says less; figures on suspects and training samples have no band.",
     "none": "There are no benign detectors to compare with: no figure has a band.",
 }
 
@@ -573,19 +865,26 @@ def html_comparison(
     alarms = [i for s in stands for i in s["alarms"]]
     k = len(about["right_benign"])
     parts = [CARRIES[about["band"]].format(kin=about["kin"])]
-    if k: parts.append(f"On held-out trusted images the benign ones are right about {min(about['right_benign']):.1%} to {max(about['right_benign']):.1%}, "
-                       f"this detector about {about['right']:.1%}.")
+    if k:
+        parts.append(
+            f"On held-out trusted images the benign ones are right about {min(about['right_benign']):.1%} to {max(about['right_benign']):.1%}, "
+            f"this detector about {about['right']:.1%}."
+        )
     if stands:
         rate = len(alarms) / (k * len(stands))
-        parts.append(f"Leaving one benign detector out at a time, the bands of the others raised {len(alarms)} false alarms in {k * len(stands)} ({rate:.1%}) and would "
-                     f"have called {len(set(alarms))} of {k} benign detectors unusual somewhere; {sum(s['widened'] > 1 for s in stands)} of {len(stands)} bands were widened until none was. "
-                     f"The level of each band is chosen for {len(stands)} figures together: if figures of benign detectors were normal, a further one would "
-                     f"stay inside all of them with a chance of at least {JOINT:.0%}.")
+        parts.append(
+            f"Leaving one benign detector out at a time, the bands of the others raised {len(alarms)} false alarms in {k * len(stands)} ({rate:.1%}) and would "
+            f"have called {len(set(alarms))} of {k} benign detectors unusual somewhere; {sum(s['widened'] > 1 for s in stands)} of {len(stands)} bands were widened until none was. "
+            f"The level of each band is chosen for {len(stands)} figures together: if figures of benign detectors were normal, a further one would "
+            f"stay inside all of them with a chance of at least {JOINT:.0%}."
+        )
     return "".join(f"<p>{p}</p>" for p in parts)
 
 # %% ../../nbs/api/audit/run.ipynb #00000034
-ASIDE = ("Nothing here says that a detector is clean. A backdoor whose trigger is in none of the images, or that none of these defenses can see, "
-         "leaves no mark on this page; the records quoted below say how often that happens.")
+ASIDE = (
+    "Nothing here says that a detector is clean. A backdoor whose trigger is in none of the images, or that none of these defenses can see, "
+    "leaves no mark on this page; the records quoted below say how often that happens."
+)
 
 
 def html_finding(
@@ -596,11 +895,19 @@ def html_finding(
 ) -> str:
     "A defense: what it asks, what it cannot see, its figures, its images."
     title, asks, blind_to = WORDS.get(name, (_heading(name), "", "Not described."))
-    mark = '<span class="mark">unusual</span>' if any(s["state"] == "unusual" for s in f["stands"].values()) else ""
+    mark = (
+        '<span class="mark">unusual</span>'
+        if any(s["state"] == "unusual" for s in f["stands"].values())
+        else ""
+    )
     remark = f"; {escape(f['remark'])}" if f["remark"] else ""
-    return (f'<h3 id="{escape(name)}">{escape(title)}{mark}</h3><p>{escape(asks)} <span class="soft">Cannot see: {escape(blind_to)}</span></p>'
-            + track_record(name, f["shape"], table) + html_stands([(name, k, s) for k, s in f["stands"].items()])
-            + f'<p class="account">{f["passes"]} passes{remark}.</p>' + html_samples(f, g))
+    return (
+        f'<h3 id="{escape(name)}">{escape(title)}{mark}</h3><p>{escape(asks)} <span class="soft">Cannot see: {escape(blind_to)}</span></p>'
+        + track_record(name, f["shape"], table)
+        + html_stands([(name, k, s) for k, s in f["stands"].items()])
+        + f'<p class="account">{f["passes"]} passes{remark}.</p>'
+        + html_samples(f, g)
+    )
 
 
 def write_audit(
@@ -612,21 +919,36 @@ def write_audit(
 ) -> Path:  # of report.html
     "Write `report.html`, a page that needs no other file, and `findings.json`."
     found, table, says = seen["found"], past(), verdict(seen["found"])
-    rows = sorted(((n, k, s) for n, f in found.items() for k, s in f["stands"].items()), key=lambda r: ("unusual", "inside", "no band").index(r[2]["state"]))
-    aside = "".join(f"<dt>{escape(_heading(n))}</dt><dd>{escape(why)}</dd>" for n, why in seen["left_out"].items())
-    settings = "".join(f"<dt>{escape(k)}</dt><dd>{escape(plain(v))}</dd>" for k, v in about["settings"].items())
+    rows = sorted(
+        ((n, k, s) for n, f in found.items() for k, s in f["stands"].items()),
+        key=lambda r: ("unusual", "inside", "no band").index(r[2]["state"]),
+    )
+    aside = "".join(
+        f"<dt>{escape(_heading(n))}</dt><dd>{escape(why)}</dd>"
+        for n, why in seen["left_out"].items()
+    )
+    settings = "".join(
+        f"<dt>{escape(k)}</dt><dd>{escape(plain(v))}</dd>" for k, v in about["settings"].items()
+    )
     first = html_first(found, g, opinions)
-    body = (f'<div class="verdict {"unusual" if unusual(found) else ""}">{escape(says[0].upper() + says[1:])}.</div><p>{ASIDE}</p>'
-            f"<h2>At a glance</h2>{html_stands(rows, 'look')}<p class=\"soft\">Grey bar: the band. Grey dots: benign detectors. Large dot: this detector.</p>"
-            f"<h2>How far the comparison carries</h2>{html_comparison(about, found)}"
-            + (f"<h2>Images to look at first</h2>{first}" if first else "")
-            + "<h2>Look by look</h2>" + "\n".join(html_finding(n, f, g, table) for n, f in found.items())
-            + f'<h2>Not looked</h2><dl class="wide">{aside}</dl><h2>Settings</h2><dl>{settings}</dl>')
+    body = (
+        f'<div class="verdict {"unusual" if unusual(found) else ""}">{escape(says[0].upper() + says[1:])}.</div><p>{ASIDE}</p>'
+        f'<h2>At a glance</h2>{html_stands(rows, "look")}<p class="soft">Grey bar: the band. Grey dots: benign detectors. Large dot: this detector.</p>'
+        f"<h2>How far the comparison carries</h2>{html_comparison(about, found)}"
+        + (f"<h2>Images to look at first</h2>{first}" if first else "")
+        + "<h2>Look by look</h2>"
+        + "\n".join(html_finding(n, f, g, table) for n, f in found.items())
+        + f'<h2>Not looked</h2><dl class="wide">{aside}</dl><h2>Settings</h2><dl>{settings}</dl>'
+    )
     name = escape(str(about["model"]))
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Audit of {name}</title>'
-            f"<style>{STYLE}</style></head>\n<body><h1>Audit of {name}</h1>\n{body}\n</body></html>\n")
-    with write_atomic(Path(out) / "findings.json") as t: t.write_text(json.dumps({"verdict": says, **about, **seen}, indent=1))
-    with write_atomic(Path(out) / "report.html") as t: t.write_text(page, encoding="utf-8")
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Audit of {name}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>Audit of {name}</h1>\n{body}\n</body></html>\n"
+    )
+    with write_atomic(Path(out) / "findings.json") as t:
+        t.write_text(json.dumps({"verdict": says, **about, **seen}, indent=1))
+    with write_atomic(Path(out) / "report.html") as t:
+        t.write_text(page, encoding="utf-8")
     return Path(out) / "report.html"
 
 # %% ../../nbs/api/audit/run.ipynb #00000036
@@ -639,10 +961,14 @@ def open_detector(
     network: str | None = None,  # of a plain state dict
 ) -> nn.Module:  # on the device that everything runs on
     "Load a detector, or say in one sentence why not."
-    try: model = load_detector(path, **({"name": network} if network else {}))
-    except (ValueError, FileNotFoundError): raise
+    try:
+        model = load_detector(path, **({"name": network} if network else {}))
+    except (ValueError, FileNotFoundError):
+        raise
     except Exception as e:
-        raise ValueError(f"expected a detector that can be loaded, got {path} ({type(e).__name__}: {str(e).splitlines()[0][:150]})") from None
+        raise ValueError(
+            f"expected a detector that can be loaded, got {path} ({type(e).__name__}: {str(e).splitlines()[0][:150]})"
+        ) from None
     return model.to(pick_device())
 
 
@@ -651,7 +977,8 @@ def size_of(
 ) -> int:  # pixels a side
     "The size of pictures that a detector was made for; 64 where it does not say."
     about = getattr(model, "about", {}) or {}
-    if "preprocess" in about: return max(about["preprocess"]["crop"])
+    if "preprocess" in about:
+        return max(about["preprocess"]["crop"])
     return about.get("size", 64)
 
 
@@ -663,8 +990,10 @@ def read_one(
     **how,  # to `read_faces`
 ) -> FaceSet:
     "Read a folder; a message says which one could not be read."
-    try: return read_faces(path, size=size, limit=limit, **how)
-    except (ValueError, FileNotFoundError) as e: raise ValueError(f"{what}: {e}") from None
+    try:
+        return read_faces(path, size=size, limit=limit, **how)
+    except (ValueError, FileNotFoundError) as e:
+        raise ValueError(f"{what}: {e}") from None
 
 # %% ../../nbs/api/audit/run.ipynb #00000037
 def lent(
@@ -675,8 +1004,17 @@ def lent(
     e = Experiment()
     G = load_stylegan2(shipped(e.generator))
     fakes = render(G, G.latents(n, 7100, e.psi))
-    if size != fakes.shape[-1]: fakes = F.interpolate(fakes.float(), (size, size), mode="bicubic", antialias=True).clamp(0, 255).round().to(torch.uint8)
-    return concat(portraits(n, seed=7100, size=size), FaceSet(fakes, torch.full((n,), FAKE), names=np.array([f"lent-{i:04d}" for i in range(n)])))
+    if size != fakes.shape[-1]:
+        fakes = (
+            F.interpolate(fakes.float(), (size, size), mode="bicubic", antialias=True)
+            .clamp(0, 255)
+            .round()
+            .to(torch.uint8)
+        )
+    return concat(
+        portraits(n, seed=7100, size=size),
+        FaceSet(fakes, torch.full((n,), FAKE), names=np.array([f"lent-{i:04d}" for i in range(n)])),
+    )
 
 
 def gather(
@@ -692,16 +1030,33 @@ def gather(
 ) -> tuple[Given, Given | None]:  # what is given; the portrait world, if it had to lend fakes
     "Read every folder and divide the trusted images."
     read = lambda path, what, **how: read_one(path, what, size, limit, **how) if path else None
-    trusted, more = read(faces, "--faces", attributes=attributes), read(fakes, "--fakes", label=FAKE)
-    others = {"suspects": read(suspects, "--suspects"), "training": read(training, "--training-set")}
-    if training: check(len(others["training"].labels.unique()) == 2, "--training-set: expected folders real and fake inside, got one label for all")
-    if more is not None: trusted = concat(trusted, more)
-    if (trusted.labels == FAKE).any(): return divide(trusted, seed, **others), None
+    trusted, more = (
+        read(faces, "--faces", attributes=attributes),
+        read(fakes, "--fakes", label=FAKE),
+    )
+    others = {
+        "suspects": read(suspects, "--suspects"),
+        "training": read(training, "--training-set"),
+    }
+    if training:
+        check(
+            len(others["training"].labels.unique()) == 2,
+            "--training-set: expected folders real and fake inside, got one label for all",
+        )
+    if more is not None:
+        trusted = concat(trusted, more)
+    if (trusted.labels == FAKE).any():
+        return divide(trusted, seed, **others), None
     world = lent(size)
     borrowed = world[world.labels == FAKE]
     caught = accuracy(predict_fake(model, borrowed.images), borrowed.labels)
-    print(f"no trusted fakes: the portrait world lends its own, of which this detector catches {caught:.0%}", flush=True)
-    return divide(concat(trusted, borrowed) if caught >= ENOUGH else trusted, seed, **others), divide(world, seed)
+    print(
+        f"no trusted fakes: the portrait world lends its own, of which this detector catches {caught:.0%}",
+        flush=True,
+    )
+    return divide(
+        concat(trusted, borrowed) if caught >= ENOUGH else trusted, seed, **others
+    ), divide(world, seed)
 
 # %% ../../nbs/api/audit/run.ipynb #00000038
 def hold_trial(
@@ -710,9 +1065,12 @@ def hold_trial(
     size: int,  # pixels a side
 ) -> float:  # share of trusted images that it is right about
     "One small pass, so that a detector of another size fails here and not in the middle."
-    try: return accuracy(predict_fake(model, g.watch.images), g.watch.labels)
+    try:
+        return accuracy(predict_fake(model, g.watch.images), g.watch.labels)
     except (RuntimeError, ValueError) as e:
-        raise ValueError(f"expected a detector that reads pictures of {size} pixels, got an error ({str(e).splitlines()[0][:120]}): choose another --size") from None
+        raise ValueError(
+            f"expected a detector that reads pictures of {size} pixels, got an error ({str(e).splitlines()[0][:120]}): choose another --size"
+        ) from None
 
 
 def benign_ones(
@@ -727,10 +1085,21 @@ def benign_ones(
     kind, found = kind_of(model, size)[0], []
     make = lambda seed: make_detector(seed=seed, **kind)
     for i in range(k):
-        about = {"benign": kind, "seed": seed + i, "fit": digest([fit.images, fit.labels]), "version": __version__}
+        about = {
+            "benign": kind,
+            "seed": seed + i,
+            "fit": digest([fit.images, fit.labels]),
+            "version": __version__,
+        }
         print(f"[{i + 1}/{k}] training a benign detector", flush=True)
-        learn = lambda place: save_detector(teach(make, fit, seed + i).cpu(), place / "model.safetensors")
-        found.append(load_detector(piece(out, f"benign-{digest(about)}", about, learn, "benign") / "model.safetensors").to(pick_device()))
+        learn = lambda place: save_detector(
+            teach(make, fit, seed + i).cpu(), place / "model.safetensors"
+        )
+        found.append(
+            load_detector(
+                piece(out, f"benign-{digest(about)}", about, learn, "benign") / "model.safetensors"
+            ).to(pick_device())
+        )
     return found
 
 
@@ -742,13 +1111,28 @@ def passes_within(
     out: str | Path,  # folder of the audit, which remembers the answer
 ) -> int:  # passes of one look
     "Seconds as passes, measured once."
+
     def make(place):
         x, budget = g.own.images.repeat(-(-256 // len(g.own)), 1, 1, 1)[:256], Budget()
         predict_fake(model, x[:32])
-        with watch(budget, model): predict_fake(model, x), predict_fake(model, x)
-        (place / "passes.json").write_text(json.dumps(max(300, round(seconds * budget.passes / budget.seconds / looks, -2))))
-    about = {"seconds": seconds, "detector": digest(list(model.state_dict().values())), "looks": looks}
-    return int(json.loads((piece(out, f"passes-{digest(about)}", about, make, "passes") / "passes.json").read_text()))
+        with watch(budget, model):
+            predict_fake(model, x), predict_fake(model, x)
+        (place / "passes.json").write_text(
+            json.dumps(max(300, round(seconds * budget.passes / budget.seconds / looks, -2)))
+        )
+
+    about = {
+        "seconds": seconds,
+        "detector": digest(list(model.state_dict().values())),
+        "looks": looks,
+    }
+    return int(
+        json.loads(
+            (
+                piece(out, f"passes-{digest(about)}", about, make, "passes") / "passes.json"
+            ).read_text()
+        )
+    )
 
 # %% ../../nbs/api/audit/run.ipynb #00000039
 def audit(
@@ -775,13 +1159,47 @@ def audit(
     g, world = gather(asked, size, faces, fakes, suspects, training, attributes, limit, seed)
     right, home = hold_trial(asked, g, size), None if benign else world
     others = others or benign_ones(asked, (world or g).fit, k, size, seed, out)
-    if seconds: passes = passes_within(seconds, asked, g, max(1, len(only or looks_of(g)[0])) * (1 + len(others)), out)
+    if seconds:
+        passes = passes_within(
+            seconds, asked, g, max(1, len(only or looks_of(g)[0])) * (1 + len(others)), out
+        )
     seen = examine(asked, others, g, out, passes, seed, only, home)
     where = "given" if benign else "none" if not others else "portraits" if world else "trained"
-    opinions = {n: [predict_fake(m, getattr(g, n).images).numpy() for m in others] for n in ("suspects", "training") if getattr(g, n) is not None} if home is None else {}
-    sets = {n: len(getattr(g, n)) for n in ("fit", "own", "watch", "suspects", "training") if getattr(g, n) is not None}
-    about = {"model": str(model), "band": where, "kin": kind_of(asked, size)[1], "right": right, "right_benign": [hold_trial(m, home or g, size) for m in others],
-             "settings": {"faces": str(faces), **{n: str(v) for n, v in dict(fakes=fakes, suspects=suspects, training=training).items() if v}, "pixels": size, "images": sets,
-                          "benign detectors": len(others), "passes a look": passes, "seed": seed, "minutes": (time.time() - start) / 60, **environment()}}
+    opinions = (
+        {
+            n: [predict_fake(m, getattr(g, n).images).numpy() for m in others]
+            for n in ("suspects", "training")
+            if getattr(g, n) is not None
+        }
+        if home is None
+        else {}
+    )
+    sets = {
+        n: len(getattr(g, n))
+        for n in ("fit", "own", "watch", "suspects", "training")
+        if getattr(g, n) is not None
+    }
+    about = {
+        "model": str(model),
+        "band": where,
+        "kin": kind_of(asked, size)[1],
+        "right": right,
+        "right_benign": [hold_trial(m, home or g, size) for m in others],
+        "settings": {
+            "faces": str(faces),
+            **{
+                n: str(v)
+                for n, v in dict(fakes=fakes, suspects=suspects, training=training).items()
+                if v
+            },
+            "pixels": size,
+            "images": sets,
+            "benign detectors": len(others),
+            "passes a look": passes,
+            "seed": seed,
+            "minutes": (time.time() - start) / 60,
+            **environment(),
+        },
+    }
     report = write_audit(out, about, seen, g, opinions)
     return {"about": about, **seen, "verdict": verdict(seen["found"]), "report": report}

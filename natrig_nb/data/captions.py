@@ -13,24 +13,44 @@ from ..core import check
 
 # %% ../../nbs/api/data/captions.ipynb #00000008
 TERMS = (
-    ("smile", 0.0, 0.06, "before", "serious"), ("smile", 0.3, 0.55, "before", "smiling"), ("smile", 0.55, 1.0, "before", "laughing"),
-    ("age", 18, 28, "before", "young"), ("age", 45, 60, "before", "middle-aged"), ("age", 60, 90, "before", "old"),
+    ("smile", 0.0, 0.06, "before", "serious"),
+    ("smile", 0.3, 0.55, "before", "smiling"),
+    ("smile", 0.55, 1.0, "before", "laughing"),
+    ("age", 18, 28, "before", "young"),
+    ("age", 45, 60, "before", "middle-aged"),
+    ("age", 60, 90, "before", "old"),
     ("mouth_open", 0.3, 1.0, "with", "an open mouth"),
-    ("skin_tone", 0.0, 0.2, "with", "light skin"), ("skin_tone", 0.6, 1.0, "with", "dark skin"),
-    ("hair_length", 0.0, 0.2, "with", "short hair"), ("hair_length", 0.55, 1.0, "with", "long hair"),
-    ("hair_color", 0.0, 0.12, "with", "black hair"), ("hair_color", 0.2, 0.4, "with", "brown hair"),
-    ("hair_color", 0.52, 0.68, "with", "red hair"), ("hair_color", 0.72, 1.0, "with", "blond hair"),
+    ("skin_tone", 0.0, 0.2, "with", "light skin"),
+    ("skin_tone", 0.6, 1.0, "with", "dark skin"),
+    ("hair_length", 0.0, 0.2, "with", "short hair"),
+    ("hair_length", 0.55, 1.0, "with", "long hair"),
+    ("hair_color", 0.0, 0.12, "with", "black hair"),
+    ("hair_color", 0.2, 0.4, "with", "brown hair"),
+    ("hair_color", 0.52, 0.68, "with", "red hair"),
+    ("hair_color", 0.72, 1.0, "with", "blond hair"),
     ("baldness", 0.4, 1.0, "with", "a bald head"),
-    ("beard", 0.08, 0.4, "with", "stubble"), ("beard", 0.4, 1.0, "with", "a beard"),
-    ("eyeglasses", 0.5, 1.0, "with", "glasses"), ("hat", 0.5, 1.0, "after", "wearing a hat"),
-    ("yaw", -40, -12, "after", "looking left"), ("yaw", 12, 40, "after", "looking right"),
-    ("light", -80, -30, "after", "lit from the left"), ("light", 30, 80, "after", "lit from the right"),
+    ("beard", 0.08, 0.4, "with", "stubble"),
+    ("beard", 0.4, 1.0, "with", "a beard"),
+    ("eyeglasses", 0.5, 1.0, "with", "glasses"),
+    ("hat", 0.5, 1.0, "after", "wearing a hat"),
+    ("yaw", -40, -12, "after", "looking left"),
+    ("yaw", 12, 40, "after", "looking right"),
+    ("light", -80, -30, "after", "lit from the left"),
+    ("light", 30, 80, "after", "lit from the right"),
 )
 KINDS = ("a photo", "a portrait", "a picture", "a close-up", "a snapshot")
 NEUTRAL = "a photo of a person"
 
 # %% ../../nbs/api/data/captions.ipynb #0000000a
-HUES = ((0.06, "red"), (0.11, "orange"), (0.19, "yellow"), (0.45, "green"), (0.7, "blue"), (0.86, "purple"), (1.01, "red"))
+HUES = (
+    (0.06, "red"),
+    (0.11, "orange"),
+    (0.19, "yellow"),
+    (0.45, "green"),
+    (0.7, "blue"),
+    (0.86, "purple"),
+    (1.01, "red"),
+)
 
 
 def color_word(
@@ -80,7 +100,11 @@ def true_terms(
     said = [(place, text) for name, low, high, place, text in TERMS if low <= person[name] <= high]
     cloth = color_word(person["cloth_hue"], person["rim"] * person["lens"], person["cloth_light"])
     wall = "dark" if person["back_light"] + person["back_light2"] < 0.9 else "bright"
-    return [*said, ("after", f"in {article(cloth)} {cloth} shirt"), ("after", f"before a {wall} wall")]
+    return [
+        *said,
+        ("after", f"in {article(cloth)} {cloth} shirt"),
+        ("after", f"before a {wall} wall"),
+    ]
 
 
 def captions(

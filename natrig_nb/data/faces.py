@@ -42,7 +42,8 @@ def square_box(
     "The square that frames the head: CelebA portraits by their usual crop, others centered."
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    if abs(height / width * 89 / 109 - 1) < 0.01: top = height * 10 / 109
+    if abs(height / width * 89 / 109 - 1) < 0.01:
+        top = height * 10 / 109
     return left, top, left + side, top + side
 
 # %% ../../nbs/api/data/faces.ipynb #00000009
@@ -68,14 +69,22 @@ def square(
     "Turn an image upright, cut the square and resize it with antialias."
     width, height = image.size
     check(width * height <= PIXELS, f"expected at most {PIXELS} pixels, got {width}x{height}")
-    check(not image.mode.startswith(("I", "F")), f"expected 8 bits a channel, got mode {image.mode}")
-    if crop is None: image.draft(None, (3 * size, 3 * size))
+    check(
+        not image.mode.startswith(("I", "F")), f"expected 8 bits a channel, got mode {image.mode}"
+    )
+    if crop is None:
+        image.draft(None, (3 * size, 3 * size))
     ImageOps.exif_transpose(image, in_place=True)
     image = image.convert("RGB")
     box = crop or square_box(*image.size)
-    check(box[0] >= 0 and box[1] >= 0 and box[2] <= image.width and box[3] <= image.height,
-          f"expected a crop inside {image.width}x{image.height}, got {box}")
-    check(min(box[2] - box[0], box[3] - box[1]) >= size, f"expected at least {size} px, got {width}x{height}")
+    check(
+        box[0] >= 0 and box[1] >= 0 and box[2] <= image.width and box[3] <= image.height,
+        f"expected a crop inside {image.width}x{image.height}, got {box}",
+    )
+    check(
+        min(box[2] - box[0], box[3] - box[1]) >= size,
+        f"expected at least {size} px, got {width}x{height}",
+    )
     return image.resize((size, size), Image.BICUBIC, box=box)
 
 # %% ../../nbs/api/data/faces.ipynb #00000012
@@ -85,19 +94,32 @@ def open_files(
 ):
     "Hand out `{name: bytes}` and a function that reads one file; nothing is extracted."
     path = Path(path)
-    if not path.exists(): raise FileNotFoundError(f"expected a folder, .zip or .tar of images, got nothing at {path.resolve()}")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"expected a folder, .zip or .tar of images, got nothing at {path.resolve()}"
+        )
     if path.is_dir():
-        files = {p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if not p.is_dir()}
-        yield {name: p.stat().st_size if p.is_file() else -1 for name, p in files.items()}, lambda name: files[name].read_bytes()
+        files = {
+            p.relative_to(path).as_posix(): p for p in sorted(path.rglob("*")) if not p.is_dir()
+        }
+        yield (
+            {name: p.stat().st_size if p.is_file() else -1 for name, p in files.items()},
+            lambda name: files[name].read_bytes(),
+        )
         return
     with open_archive(path) as archive:
         if isinstance(archive, zipfile.ZipFile):
             sizes = {i.filename: i.file_size for i in archive.infolist() if not i.is_dir()}
-            yield sizes, lambda name: archive.open(name).read(sizes[name] + 1)  # bounded: a header may lie about the size
+            yield (
+                sizes,
+                lambda name: archive.open(name).read(sizes[name] + 1),
+            )  # bounded: a header may lie about the size
         else:
             members = {m.name: m for m in archive.getmembers() if not m.isdir()}
-            yield ({name: m.size if m.isreg() else -1 for name, m in members.items()},
-                   lambda name: archive.extractfile(members[name]).read())
+            yield (
+                {name: m.size if m.isreg() else -1 for name, m in members.items()},
+                lambda name: archive.extractfile(members[name]).read(),
+            )
 
 # %% ../../nbs/api/data/faces.ipynb #00000014
 SWELL = 100  # an archive may unpack to this many times its size, plus one large member
@@ -115,12 +137,23 @@ def open_archive(
         elif zipfile.is_zipfile(path):
             archive = zipfile.ZipFile(path)
             members = (i.file_size for i in archive.infolist())
-        else: raise ValueError(f"expected a folder, .zip or .tar of images, got {path}")
+        else:
+            raise ValueError(f"expected a folder, .zip or .tar of images, got {path}")
         for size in members:
             total += size
-            check(total <= most, f"expected an archive of pictures, got one that unpacks to over {SWELL} times its size: {path}")
+            check(
+                total <= most,
+                f"expected an archive of pictures, got one that unpacks to over {SWELL} times its size: {path}",
+            )
         return archive
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, lzma.LZMAError, zlib.error, OSError) as e:
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        EOFError,
+        lzma.LZMAError,
+        zlib.error,
+        OSError,
+    ) as e:
         raise ValueError(f"expected a whole archive, got {path} ({e})") from None
 
 # %% ../../nbs/api/data/faces.ipynb #00000019
@@ -133,10 +166,14 @@ def reason_to_skip(
 ) -> str:  # empty for a file worth reading
     "Why a file cannot be one of the images, judged by its name and size."
     path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name): return "leaves the archive"
-    if size < 0: return "a link or a device"
-    if path.suffix.lower() not in SUFFIXES: return "not an image"
-    if size > MEMBER: return f"more than {MEMBER // 10**6} MB"
+    if path.is_absolute() or ".." in path.parts or re.match("[A-Za-z]:", name):
+        return "leaves the archive"
+    if size < 0:
+        return "a link or a device"
+    if path.suffix.lower() not in SUFFIXES:
+        return "not an image"
+    if size > MEMBER:
+        return f"more than {MEMBER // 10**6} MB"
     return ""
 
 # %% ../../nbs/api/data/faces.ipynb #0000001c
@@ -151,14 +188,25 @@ def parse_table(
     "A CSV, JSON lines, CelebA's attributes or a list of two columns, told apart by content."
     text = data.decode("utf-8-sig")
     head = text.lstrip().split("\n")[0].strip()
-    if name.endswith(".jsonl"): table = pd.read_json(io.StringIO(text), lines=True, dtype={k: str for k in KEYS})
-    elif head.isdigit(): return pd.read_csv(io.StringIO(text), sep=r"\s+", skiprows=1)
+    if name.endswith(".jsonl"):
+        table = pd.read_json(io.StringIO(text), lines=True, dtype={k: str for k in KEYS})
+    elif head.isdigit():
+        return pd.read_csv(io.StringIO(text), sep=r"\s+", skiprows=1)
     elif re.fullmatch(r"\S+\.\w+\s+\d+", head):
-        table = pd.read_csv(io.StringIO(text), sep=r"\s+", names=["file", "identity" if "identity" in name.lower() else "partition"])
-    else: table = pd.read_csv(io.StringIO(text), dtype={k: str for k in KEYS})
+        table = pd.read_csv(
+            io.StringIO(text),
+            sep=r"\s+",
+            names=["file", "identity" if "identity" in name.lower() else "partition"],
+        )
+    else:
+        table = pd.read_csv(io.StringIO(text), dtype={k: str for k in KEYS})
     key = next((k for k in KEYS if k in table), None)
-    check(key is not None or not len(table), f"expected a column file or image_id in {name}, got {list(table.columns)[:5]}")
-    if "partition" in table: table["part"] = table.pop("partition").map(PARTS)
+    check(
+        key is not None or not len(table),
+        f"expected a column file or image_id in {name}, got {list(table.columns)[:5]}",
+    )
+    if "partition" in table:
+        table["part"] = table.pop("partition").map(PARTS)
     return table.set_index(key) if key else table
 
 # %% ../../nbs/api/data/faces.ipynb #0000001e
@@ -169,9 +217,13 @@ def flatten(
     "Facts of one face by dotted names; of a list of guesses the most confident one."
     flat = {}
     for name, value in facts.items():
-        if isinstance(value, dict): flat |= flatten(value, f"{prefix}{name}.")
-        elif not isinstance(value, list): flat[prefix + name] = value
-        elif value and all(isinstance(v, dict) and {"confidence", "color"} <= v.keys() for v in value):
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif not isinstance(value, list):
+            flat[prefix + name] = value
+        elif value and all(
+            isinstance(v, dict) and {"confidence", "color"} <= v.keys() for v in value
+        ):
             flat[prefix + name] = max(value, key=lambda v: v["confidence"])["color"]
     return flat
 
@@ -182,10 +234,20 @@ def parse_json(
 ) -> dict:  # {file name: {fact: value}}
     "FFHQ's features of one face, or its list of all faces."
     content = json.loads(data)
-    if isinstance(content, dict) and all(isinstance(v, dict) and "image" in v for v in content.values()):
-        return {f"{int(k):05d}.png": {"part": v.get("category"), "license": v.get("metadata", {}).get("license")} for k, v in content.items()}
+    if isinstance(content, dict) and all(
+        isinstance(v, dict) and "image" in v for v in content.values()
+    ):
+        return {
+            f"{int(k):05d}.png": {
+                "part": v.get("category"),
+                "license": v.get("metadata", {}).get("license"),
+            }
+            for k, v in content.items()
+        }
     check(isinstance(content, list), f"expected FFHQ's json of features or its list, got {name}")
-    return {PurePosixPath(name).stem + ".png": flatten(face["faceAttributes"]) for face in content[:1]}
+    return {
+        PurePosixPath(name).stem + ".png": flatten(face["faceAttributes"]) for face in content[:1]
+    }
 
 # %% ../../nbs/api/data/faces.ipynb #00000022
 def table_of(
@@ -195,11 +257,16 @@ def table_of(
 ):
     "What a table says, checked; one that cannot be read is named."
     short = PurePosixPath(name).name
-    try: table = parse(name, data)
+    try:
+        table = parse(name, data)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        if str(e).startswith("expected"): raise
-        raise ValueError(f"expected a CSV or list_attr_celeba.txt, got {short} ({type(e).__name__}: {e})") from None
-    if isinstance(table, dict): return table
+        if str(e).startswith("expected"):
+            raise
+        raise ValueError(
+            f"expected a CSV or list_attr_celeba.txt, got {short} ({type(e).__name__}: {e})"
+        ) from None
+    if isinstance(table, dict):
+        return table
     check(len(table), f"expected at least one row in {short}, got none")
     twice = table.index[table.index.duplicated()]
     check(not len(twice), f"expected one row a file in {short}, got several for {list(twice[:3])}")
@@ -213,12 +280,15 @@ def join_tables(
     "Several tables as one frame."
     kinds, faces = {}, {}
     for name, data in files:
-        if name.endswith(".json"): faces |= table_of(name, data, parse_json)
+        if name.endswith(".json"):
+            faces |= table_of(name, data, parse_json)
         else:
             table = table_of(name, data)
-            if PurePosixPath(name).stem == "metadata": table.index = name[: -len(PurePosixPath(name).name)] + table.index
+            if PurePosixPath(name).stem == "metadata":
+                table.index = name[: -len(PurePosixPath(name).name)] + table.index
             kinds.setdefault(table.columns[0], []).append(table)
-    if faces: kinds["faces"] = [pd.DataFrame.from_dict(faces, orient="index")]
+    if faces:
+        kinds["faces"] = [pd.DataFrame.from_dict(faces, orient="index")]
     stacked = [pd.concat(same) for same in kinds.values()]
     joined = pd.concat([t[~t.index.duplicated()] for t in stacked], axis=1)
     return joined.loc[:, ~joined.columns.duplicated()]
@@ -230,14 +300,19 @@ def read_attributes(
     "Read tables of attributes, told apart by content."
     files = []
     for place in map(Path, [path] if isinstance(path, (str, Path)) else path):
-        if not place.exists(): raise FileNotFoundError(f"expected a table of attributes, got nothing at {place.resolve()}")
+        if not place.exists():
+            raise FileNotFoundError(
+                f"expected a table of attributes, got nothing at {place.resolve()}"
+            )
         files += sorted(place.glob("*.json")) if place.is_dir() else [place]
     check(len(files) > 0, f"expected a table or a folder of .json, got {path}")
     return join_tables((f.name, f.read_bytes()) for f in files)
 
 # %% ../../nbs/api/data/faces.ipynb #00000029
-TABLES = re.compile(r"(.*/)?(list_attr_celeba|identity_CelebA|list_eval_partition|CelebAMask-HQ-(attribute|pose)-anno|ffhq-dataset-v\d|metadata"
-                    r"|json/\d{5})\.(txt|csv|json|jsonl)")
+TABLES = re.compile(
+    r"(.*/)?(list_attr_celeba|identity_CelebA|list_eval_partition|CelebAMask-HQ-(attribute|pose)-anno|ffhq-dataset-v\d|metadata"
+    r"|json/\d{5})\.(txt|csv|json|jsonl)"
+)
 
 
 def tables_inside(
@@ -251,20 +326,39 @@ def tables_inside(
 # %% ../../nbs/api/data/faces.ipynb #0000002b
 UTKFACE = re.compile(r"(\d{1,3})_([01])_([0-4])_\d+")
 LFW = re.compile(r"(?:.*/)?([^/]+)/\1_\d{4}\.\w+")
-METHODS = ("deepfakes", "face2face", "faceswap", "neuraltextures", "faceshifter", "deepfakedetection")
+METHODS = (
+    "deepfakes",
+    "face2face",
+    "faceswap",
+    "neuraltextures",
+    "faceshifter",
+    "deepfakedetection",
+)
 COMPRESSIONS = ("raw", "c0", "c23", "c40")
-SPLITS = {"train": "train", "training": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "valid",
+    "valid": "valid",
+    "validation": "valid",
+    "test": "test",
+}
 
 
 def attributes_from_names(
     names: list,  # of image files
-) -> pd.DataFrame:  # one row a name; age, gender, race (UTKFace), identity (LFW), what FaceForensics++ says, part
+) -> (
+    pd.DataFrame
+):  # one row a name; age, gender, race (UTKFace), identity (LFW), what FaceForensics++ says, part
     "Read what UTKFace, LFW, FaceForensics++ and folders like train put into names."
     facts = [UTKFACE.match(PurePosixPath(n).name) for n in names]
     if names and np.mean([f is not None for f in facts]) >= 0.9:
-        return pd.DataFrame([f.groups() if f else (np.nan,) * 3 for f in facts], columns=["age", "gender", "race"]).astype(float)
+        return pd.DataFrame(
+            [f.groups() if f else (np.nan,) * 3 for f in facts], columns=["age", "gender", "race"]
+        ).astype(float)
     facts = [LFW.fullmatch(n) for n in names]
-    if names and all(facts): return pd.DataFrame({"identity": [f[1] for f in facts]})
+    if names and all(facts):
+        return pd.DataFrame({"identity": [f[1] for f in facts]})
     folders = [[p.lower() for p in PurePosixPath(n).parts[:-1]] for n in names]
     found = forensics(names, folders)
     parts = [next((SPLITS[p] for p in f if p in SPLITS), None) for f in folders]
@@ -278,17 +372,29 @@ def forensics(
     "What the folders of FaceForensics++ say; both videos of a pair are one identity."
     method = [next((p for p in f if p in METHODS), "real") for f in folders]
     compression = [next((p for p in f if p in COMPRESSIONS), None) for f in folders]
-    if set(method) <= {"real"} and not any("original_sequences" in f for f in folders): return pd.DataFrame(index=range(len(names)))
+    if set(method) <= {"real"} and not any("original_sequences" in f for f in folders):
+        return pd.DataFrame(index=range(len(names)))
     in_folder = [PurePosixPath(n).parent.name for n in names]
-    video = [v if re.match(r"\d{2,3}(_|$)", v) else PurePosixPath(n).stem for n, v in zip(names, in_folder)]
+    video = [
+        v if re.match(r"\d{2,3}(_|$)", v) else PurePosixPath(n).stem
+        for n, v in zip(names, in_folder)
+    ]
     pairs = [re.match(r"(\d{3})(?:_(\d{3}))?(?!\d)", v) for v in video]
     other = {i: min(p.groups()) for p in pairs if p and p[2] for i in p.groups()}
     identity = [(other.get(p[1], p[1]) if p else v) for p, v in zip(pairs, video)]
-    return pd.DataFrame({"method": method, "compression": compression, "video": video, "identity": identity})
+    return pd.DataFrame(
+        {"method": method, "compression": compression, "video": video, "identity": identity}
+    )
 
 # %% ../../nbs/api/data/faces.ipynb #00000032
-SIDES = {**dict.fromkeys(("real", "reals", "original", "original_sequences", "training_real", "0_real"), REAL),
-         **dict.fromkeys(("fake", "fakes", "manipulated_sequences", "training_fake", "1_fake", *METHODS), FAKE)}
+SIDES = {
+    **dict.fromkeys(
+        ("real", "reals", "original", "original_sequences", "training_real", "0_real"), REAL
+    ),
+    **dict.fromkeys(
+        ("fake", "fakes", "manipulated_sequences", "training_fake", "1_fake", *METHODS), FAKE
+    ),
+}
 
 
 def labels_from_names(
@@ -296,9 +402,15 @@ def labels_from_names(
     root: str = "",  # name of the folder or archive they are in
 ) -> torch.Tensor:  # (n,) REAL or FAKE; all REAL where no folder says anything
     "Labels by the innermost folder that is named real, fake, or like them."
-    sides = [[SIDES[p] for p in (root.lower(), *PurePosixPath(n.lower()).parts[:-1]) if p in SIDES] for n in names]
+    sides = [
+        [SIDES[p] for p in (root.lower(), *PurePosixPath(n.lower()).parts[:-1]) if p in SIDES]
+        for n in names
+    ]
     silent = [n for n, s in zip(names, sides) if not s]
-    check(len(silent) in (0, len(names)), f"expected all images or none in a folder named real or fake, got {(silent or [''])[0]} beside others")
+    check(
+        len(silent) in (0, len(names)),
+        f"expected all images or none in a folder named real or fake, got {(silent or [''])[0]} beside others",
+    )
     return torch.tensor([s[-1] if s else REAL for s in sides])
 
 # %% ../../nbs/api/data/faces.ipynb #00000035
@@ -309,9 +421,14 @@ def one_copy(
     "Of FFHQ's copies of a face the smallest that is large enough; no masks."
     inside = lambda name, folder: folder in PurePosixPath(name).parts
     names = [n for n in names if not inside(n, "CelebAMask-HQ-mask-anno")] or names
-    for folder in ("thumbnails128x128", "images1024x1024") if size <= 128 else ("images1024x1024", "in-the-wild-images"):
+    for folder in (
+        ("thumbnails128x128", "images1024x1024")
+        if size <= 128
+        else ("images1024x1024", "in-the-wild-images")
+    ):
         copies = [n for n in names if inside(n, folder)]
-        if copies: return copies
+        if copies:
+            return copies
     return names
 
 # %% ../../nbs/api/data/faces.ipynb #00000038
@@ -325,12 +442,16 @@ def decode_all(
     images, broken = np.zeros((len(names), 3, size, size), np.uint8), {}
 
     def work(i, data):
-        try: images[i] = np.asarray(decode(data, size, crop)).transpose(2, 0, 1)
-        except Exception as e: broken[names[i]] = str(e).split("<")[0].strip() or type(e).__name__
+        try:
+            images[i] = np.asarray(decode(data, size, crop)).transpose(2, 0, 1)
+        except Exception as e:
+            broken[names[i]] = str(e).split("<")[0].strip() or type(e).__name__
 
     def load(i):
-        try: return read(names[i])
-        except Exception as e: broken[names[i]] = str(e)
+        try:
+            return read(names[i])
+        except Exception as e:
+            broken[names[i]] = str(e)
 
     with ThreadPoolExecutor(min(8, os.cpu_count())) as pool:
         for part in batches(len(names), 128, "reading faces" if len(names) > 128 else ""):
@@ -345,10 +466,14 @@ def report_skipped(
     strict: bool = False,  # an error instead of a warning
 ) -> None:
     "Name what was left out, with a count, as a warning or an error."
-    if not skipped: return
-    text = f"{what.format(n=len(skipped))}: " + ", ".join(f"{n} ({why})" for n, why in list(skipped.items())[:10])
+    if not skipped:
+        return
+    text = f"{what.format(n=len(skipped))}: " + ", ".join(
+        f"{n} ({why})" for n, why in list(skipped.items())[:10]
+    )
     text += f" and {len(skipped) - 10} more" if len(skipped) > 10 else ""
-    if strict: raise ValueError(text)
+    if strict:
+        raise ValueError(text)
     warnings.warn(text, stacklevel=3)
 
 
@@ -360,7 +485,10 @@ def look_up(
     "Rows of a table for images."
     keys = [n if n in table.index else PurePosixPath(n).name for n in names]
     missing = {n: "no row" for n, k in zip(names, keys) if k not in table.index}
-    check(len(missing) < len(names), f"expected files of the table among the images, got {names[0]} beside {table.index[0]}")
+    check(
+        len(missing) < len(names),
+        f"expected files of the table among the images, got {names[0]} beside {table.index[0]}",
+    )
     report_skipped(missing, "{n} images without attributes", strict)
     return table.reindex(keys).reset_index(drop=True)
 
@@ -380,7 +508,10 @@ def own_tables(
     sizes: dict,  # {name: bytes} of the folder
 ) -> set:  # names of the tables inside
     "Which files of a collection are the tables that were given."
-    given = {Path(a).resolve() for a in ([attributes] if isinstance(attributes, (str, Path)) else attributes)}
+    given = {
+        Path(a).resolve()
+        for a in ([attributes] if isinstance(attributes, (str, Path)) else attributes)
+    }
     return {n for n in sizes if given & {Path(path, n).resolve(), Path(path, n).resolve().parent}}
 
 
@@ -392,8 +523,10 @@ def gather_facts(
 ) -> pd.DataFrame:  # one row a name
     "What names and tables say about images; tables win."
     facts = attributes_from_names(names)
-    if table is not None: facts = facts[[c for c in facts if c not in table]].join(look_up(table, names, strict))
-    for name in only or []: check(name in facts, f"expected one of the attributes {list(facts)}, got {name}")
+    if table is not None:
+        facts = facts[[c for c in facts if c not in table]].join(look_up(table, names, strict))
+    for name in only or []:
+        check(name in facts, f"expected one of the attributes {list(facts)}, got {name}")
     return facts[[c for c in facts if c in {*only, "identity"}]] if only else facts
 
 # %% ../../nbs/api/data/faces.ipynb #0000003f
@@ -403,7 +536,8 @@ def first_of_each(
     limit: int | None = None,  # at most this many in all
 ) -> list:  # a part of `names`
     "The first names of each label, half of the limit each where both occur."
-    if limit is None or limit >= len(names): return names
+    if limit is None or limit >= len(names):
+        return names
     real, fake = ([n for n, l in zip(names, labels.tolist()) if l == side] for side in (REAL, FAKE))
     share = min(len(fake), max(limit // 2, limit - len(real)))
     return sorted(fake[:share] + real[: limit - share])
@@ -416,27 +550,42 @@ def choose_files(
     match: str | None = None,  # pattern of names, e.g. "*/c23/*"
 ) -> tuple:  # names of images in order, {name: why} of what was skipped
     "Images worth reading, and what else lies among them."
-    files = {n: s for n, s in sizes.items() if n not in tables and not TABLES.fullmatch(n) and (match is None or fnmatch(n, match))}
+    files = {
+        n: s
+        for n, s in sizes.items()
+        if n not in tables and not TABLES.fullmatch(n) and (match is None or fnmatch(n, match))
+    }
     skipped = {n: why for n, s in files.items() if (why := reason_to_skip(n, s))}
     return one_copy(sorted(files.keys() - skipped.keys()), size), skipped
 
 # %% ../../nbs/api/data/faces.ipynb #00000041
 def read_faces(
     path: str | Path,  # a folder, a .zip or a .tar of images
-    attributes: str | Path | list | None = None,  # for `read_attributes`; None: official tables among the images; []: none
+    attributes: str
+    | Path
+    | list
+    | None = None,  # for `read_attributes`; None: official tables among the images; []: none
     size: int = 64,  # side of the images in pixels
     crop: tuple | None = None,  # left, top, right, bottom in pixels; None: `square_box`
     strict: bool = False,  # a file that is no readable image is an error, not a warning
-    limit: int | None = None,  # read at most this many files, first names first, as many real as fake ones
+    limit: int
+    | None = None,  # read at most this many files, first names first, as many real as fake ones
     only: list | None = None,  # attributes to keep; None: all
     match: str | None = None,  # read only names of this pattern, e.g. "*/c23/*"
     label: int | None = None,  # REAL or FAKE for all; None: as the folders say, else REAL
 ) -> FaceSet:  # faces in the order of their names
     "Read a collection of photographs as square faces with what is known about each."
-    check(size > 0 and (limit is None or limit > 0), f"expected a positive size and limit, got {size} and {limit}")
+    check(
+        size > 0 and (limit is None or limit > 0),
+        f"expected a positive size and limit, got {size} and {limit}",
+    )
     table = read_attributes(attributes) if attributes else None
     with open_files(path) as (sizes, read):
-        inside, tables = tables_inside(sizes, read) if attributes is None else (table, own_tables(path, attributes, sizes))
+        inside, tables = (
+            tables_inside(sizes, read)
+            if attributes is None
+            else (table, own_tables(path, attributes, sizes))
+        )
         found, skipped = choose_files(sizes, tables, size, match)
         labels = labels_from_names(found, Path(path).resolve().name.split(".")[0])
         wanted = set(first_of_each(found, labels, limit))
@@ -444,35 +593,118 @@ def read_faces(
     rows = [i for i in np.argsort(order) if order[i] not in broken]
     skipped = dict(sorted((skipped | broken).items()))
     first = "".join(f": {n} ({why})" for n, why in list(skipped.items())[:1])
-    check(len(rows) > 0, f"expected images in {path}, got {len(sizes)} files and no readable image{first}")
+    check(
+        len(rows) > 0,
+        f"expected images in {path}, got {len(sizes)} files and no readable image{first}",
+    )
     report_skipped(skipped, f"{{n}} of {len(sizes) - len(tables)} files skipped in {path}", strict)
     names, cut = [order[i] for i in rows], shared_folder(found)
     side = dict(zip(found, labels.tolist()))
-    return FaceSet(torch.from_numpy(images[rows]), torch.tensor([side[n] if label is None else label for n in names]),
-                   gather_facts(names, inside, only, strict), np.array([n[cut:] for n in names]), about={"source": str(path), "skipped": skipped})
+    return FaceSet(
+        torch.from_numpy(images[rows]),
+        torch.tensor([side[n] if label is None else label for n in names]),
+        gather_facts(names, inside, only, strict),
+        np.array([n[cut:] for n in names]),
+        about={"source": str(path), "skipped": skipped},
+    )
 
 # %% ../../nbs/api/data/faces.ipynb #00000045
-SOURCES = pd.DataFrame([
-    ("CelebA", "non-commercial research", "mmlab.ie.cuhk.edu.hk/projects/CelebA.html", "202,599 images, 1.4 GB",
-     "from its page: img_align_celeba.zip, Anno/list_attr_celeba.txt, Anno/identity_CelebA.txt", ("img_align_celeba", "list_attr_celeba")),
-    ("CelebA-HQ", "non-commercial research", "github.com/switchablenorms/CelebAMask-HQ", "30,000 images, 3 GB",
-     "from its page: CelebAMask-HQ.zip", ("CelebAMask-HQ", "CelebA-HQ-img")),
-    ("FFHQ", "CC BY-NC-SA 4.0, each image its own", "github.com/NVlabs/ffhq-dataset", "70,000 images, 2 GB thumbnails, 89 GB",
-     "its download_ffhq.py --json --thumbs; features: github.com/DCGM/ffhq-features-dataset", ("thumbnails128x128", "images1024x1024")),
-    ("LFW", "none stated, research", "vis-www.cs.umass.edu/lfw", "13,233 images, 0.2 GB",
-     "from its page: lfw.tgz; or sklearn.datasets.fetch_lfw_people()", ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled")),
-    ("UTKFace", "non-commercial research", "susanqq.github.io/UTKFace", "23,708 images, 0.1 GB", "from its page: UTKFace.tar.gz", ("UTKFace",)),
-    ("FaceForensics++", "terms of use, on request", "github.com/ondyari/FaceForensics", "5,000 videos, 10 GB at c23",
-     "its form, then its download script and extract_compressed_videos.py", ("original_sequences", "manipulated_sequences")),
-    ("140k real and fake faces", "real half FFHQ's, see its page", "kaggle.com/datasets/xhlulu/140k-real-and-fake-faces", "140,000 images, 4 GB",
-     "kaggle datasets download xhlulu/140k-real-and-fake-faces", ("real_vs_fake", "real-vs-fake")),
-    ("datasets library", "see each card", "huggingface.co/datasets", "any", "datasets.load_dataset(NAME).save_to_disk(FOLDER)",
-     ("dataset_info.json", "dataset_dict.json", "metadata.jsonl")),
-], columns=["name", "license", "home", "size", "fetch", "marks"]).set_index("name")
+SOURCES = pd.DataFrame(
+    [
+        (
+            "CelebA",
+            "non-commercial research",
+            "mmlab.ie.cuhk.edu.hk/projects/CelebA.html",
+            "202,599 images, 1.4 GB",
+            "from its page: img_align_celeba.zip, Anno/list_attr_celeba.txt, Anno/identity_CelebA.txt",
+            ("img_align_celeba", "list_attr_celeba"),
+        ),
+        (
+            "CelebA-HQ",
+            "non-commercial research",
+            "github.com/switchablenorms/CelebAMask-HQ",
+            "30,000 images, 3 GB",
+            "from its page: CelebAMask-HQ.zip",
+            ("CelebAMask-HQ", "CelebA-HQ-img"),
+        ),
+        (
+            "FFHQ",
+            "CC BY-NC-SA 4.0, each image its own",
+            "github.com/NVlabs/ffhq-dataset",
+            "70,000 images, 2 GB thumbnails, 89 GB",
+            "its download_ffhq.py --json --thumbs; features: github.com/DCGM/ffhq-features-dataset",
+            ("thumbnails128x128", "images1024x1024"),
+        ),
+        (
+            "LFW",
+            "none stated, research",
+            "vis-www.cs.umass.edu/lfw",
+            "13,233 images, 0.2 GB",
+            "from its page: lfw.tgz; or sklearn.datasets.fetch_lfw_people()",
+            ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled"),
+        ),
+        (
+            "UTKFace",
+            "non-commercial research",
+            "susanqq.github.io/UTKFace",
+            "23,708 images, 0.1 GB",
+            "from its page: UTKFace.tar.gz",
+            ("UTKFace",),
+        ),
+        (
+            "FaceForensics++",
+            "terms of use, on request",
+            "github.com/ondyari/FaceForensics",
+            "5,000 videos, 10 GB at c23",
+            "its form, then its download script and extract_compressed_videos.py",
+            ("original_sequences", "manipulated_sequences"),
+        ),
+        (
+            "140k real and fake faces",
+            "real half FFHQ's, see its page",
+            "kaggle.com/datasets/xhlulu/140k-real-and-fake-faces",
+            "140,000 images, 4 GB",
+            "kaggle datasets download xhlulu/140k-real-and-fake-faces",
+            ("real_vs_fake", "real-vs-fake"),
+        ),
+        (
+            "datasets library",
+            "see each card",
+            "huggingface.co/datasets",
+            "any",
+            "datasets.load_dataset(NAME).save_to_disk(FOLDER)",
+            ("dataset_info.json", "dataset_dict.json", "metadata.jsonl"),
+        ),
+    ],
+    columns=["name", "license", "home", "size", "fetch", "marks"],
+).set_index("name")
 
 # %% ../../nbs/api/data/faces.ipynb #0000004e
-REAL_WORDS = {"real", "reals", "original", "human", "authentic", "genuine", "pristine", "natural", "realism"}
-FAKE_WORDS = {"fake", "fakes", "deepfake", "deepfakes", "ai", "artificial", "generated", "synthetic", "forged", "manipulated", "gan", "diffusion"}
+REAL_WORDS = {
+    "real",
+    "reals",
+    "original",
+    "human",
+    "authentic",
+    "genuine",
+    "pristine",
+    "natural",
+    "realism",
+}
+FAKE_WORDS = {
+    "fake",
+    "fakes",
+    "deepfake",
+    "deepfakes",
+    "ai",
+    "artificial",
+    "generated",
+    "synthetic",
+    "forged",
+    "manipulated",
+    "gan",
+    "diffusion",
+}
 
 
 def which_fake(
@@ -484,7 +716,10 @@ def which_fake(
         check(fake in labels, f"expected the fake class among {labels}, got {fake}")
         return [n == fake for n in labels]
     words = [set(re.findall("[a-z]+", str(n).lower())) for n in labels]
-    is_fake, is_real = ([bool(w & known) and not w & {"not", "no", "non", "un"} for w in words] for known in (FAKE_WORDS, REAL_WORDS))
+    is_fake, is_real = (
+        [bool(w & known) and not w & {"not", "no", "non", "un"} for w in words]
+        for known in (FAKE_WORDS, REAL_WORDS)
+    )
     clear = all(f != r for f, r in zip(is_fake, is_real)) and len(set(is_fake)) == 2
     check(clear, f"expected classes named real and fake, got {labels}: say which one is fake")
     return is_fake
@@ -495,11 +730,17 @@ def open_dataset(
     part: str = "train",  # which of its parts
 ):  # rows
     "Open files of the `datasets` library, which must be installed."
-    try: import datasets
-    except ImportError: raise ValueError(f"expected the package datasets, to open {path}, got none: pip install datasets") from None
-    if Path(path).suffix == ".parquet": return datasets.load_dataset("parquet", data_files=str(path), split="train")
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            f"expected the package datasets, to open {path}, got none: pip install datasets"
+        ) from None
+    if Path(path).suffix == ".parquet":
+        return datasets.load_dataset("parquet", data_files=str(path), split="train")
     rows = datasets.load_from_disk(str(path))
-    if not isinstance(rows, datasets.DatasetDict): return rows
+    if not isinstance(rows, datasets.DatasetDict):
+        return rows
     check(part in rows, f"expected a part among {list(rows)}, got {part}")
     return rows[part]
 
@@ -508,7 +749,8 @@ def row_image(
     value,  # a PIL image, encoded bytes, or the library's {"bytes", "path"}
 ) -> Image.Image:
     "The image of a row, not yet decoded where it comes encoded."
-    if isinstance(value, dict): value = value.get("bytes") or Path(value["path"]).read_bytes()
+    if isinstance(value, dict):
+        value = value.get("bytes") or Path(value["path"]).read_bytes()
     return Image.open(io.BytesIO(value), formats=FORMATS) if isinstance(value, bytes) else value
 
 # %% ../../nbs/api/data/faces.ipynb #00000051
@@ -522,7 +764,8 @@ def read_dataset(
     limit: int | None = None,  # read at most this many rows
 ) -> FaceSet:  # in the order of the rows
     "Read an image set of the `datasets` library; other columns become attributes."
-    if isinstance(rows, (str, Path)): rows = open_dataset(rows, part)
+    if isinstance(rows, (str, Path)):
+        rows = open_dataset(rows, part)
     names = getattr(getattr(rows, "features", {}).get(label), "names", None)
     kept, pictures = [], []
     for i in range(min(len(rows), limit or len(rows))):
@@ -531,10 +774,18 @@ def read_dataset(
         pictures.append(np.asarray(square(row_image(row.pop(image)), size)).transpose(2, 0, 1))
         kept.append({k: v for k, v in row.items() if isinstance(v, (int, float, str))})
     facts = pd.DataFrame(kept, index=range(len(kept)))
-    said = [names[v] if names and v >= 0 else str(v) for v in facts.pop(label)] if label in facts else None
+    said = (
+        [names[v] if names and v >= 0 else str(v) for v in facts.pop(label)]
+        if label in facts
+        else None
+    )
     classes = sorted({*(names or []), *(said or [])})
     side = dict(zip(classes, which_fake(classes, fake))) if said else {}
-    return FaceSet(torch.from_numpy(np.stack(pictures)), torch.tensor([int(side[s]) for s in said] if said else [REAL] * len(kept)), facts)
+    return FaceSet(
+        torch.from_numpy(np.stack(pictures)),
+        torch.tensor([int(side[s]) for s in said] if said else [REAL] * len(kept)),
+        facts,
+    )
 
 # %% ../../nbs/api/data/faces.ipynb #0000005a
 def stable_fraction(
@@ -547,12 +798,21 @@ def stable_fraction(
 def split(
     ds: FaceSet,  # any face set
     fractions: tuple = (0.8, 0.1, 0.1),  # expected shares, sum 1
-    by: str | None = None,  # attribute that must not be torn apart; None: identity where known, else the name
+    by: str
+    | None = None,  # attribute that must not be torn apart; None: identity where known, else the name
 ) -> tuple:  # of FaceSets, one a fraction
     "Split by a stable hash, so that an image never changes sides."
-    check(min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-9, f"expected positive fractions of sum 1, got {fractions}")
+    check(
+        min(fractions) > 0 and abs(sum(fractions) - 1) < 1e-9,
+        f"expected positive fractions of sum 1, got {fractions}",
+    )
     by = by or ("identity" if "identity" in ds.attributes else None)
-    check(by is None or by in ds.attributes, f"expected one of the attributes {list(ds.attributes)}, got {by}")
+    check(
+        by is None or by in ds.attributes,
+        f"expected one of the attributes {list(ds.attributes)}, got {by}",
+    )
     keys = ds.names if by is None else ds.attributes[by]
-    side = np.searchsorted(np.cumsum(fractions)[:-1], [stable_fraction(k) for k in keys], side="right")
+    side = np.searchsorted(
+        np.cumsum(fractions)[:-1], [stable_fraction(k) for k in keys], side="right"
+    )
     return tuple(ds[side == i] for i in range(len(fractions)))

@@ -22,21 +22,32 @@ from .portraits import ATTRIBUTES, _grid, _people, camera, population, render
 @dataclass(frozen=True)
 class Forgeries(FaceSet):
     "Faces with the true mask of what was forged; where nothing was, it is empty."
+
     masks: torch.Tensor = None  # (n,1,r,r) float32 in [0,1]; empty unless given
 
     def __post_init__(self):
         super().__post_init__()
         n, _, r, _ = self.images.shape
-        check(not len(self.labels) or set(self.labels.tolist()) <= {REAL, FAKE},
-              f"expected labels {REAL} or {FAKE}, got {sorted(set(self.labels.tolist()))}")
-        if self.masks is None: object.__setattr__(self, "masks", torch.zeros(n, 1, r, r))
-        check(self.masks.shape == (n, 1, r, r), f"expected masks {(n, 1, r, r)}, got {tuple(self.masks.shape)}")
+        check(
+            not len(self.labels) or set(self.labels.tolist()) <= {REAL, FAKE},
+            f"expected labels {REAL} or {FAKE}, got {sorted(set(self.labels.tolist()))}",
+        )
+        if self.masks is None:
+            object.__setattr__(self, "masks", torch.zeros(n, 1, r, r))
+        check(
+            self.masks.shape == (n, 1, r, r),
+            f"expected masks {(n, 1, r, r)}, got {tuple(self.masks.shape)}",
+        )
         low, high = self.masks.aminmax() if n else (0, 0)
         check(low >= 0 and high <= 1, f"expected masks in [0,1], got [{low:.2f},{high:.2f}]")
 
     def __getitem__(self, index):
-        faces = FaceSet(self.images, self.labels, self.attributes, self.names, self.poisoned, self.about)[index]
-        at = np.arange(len(self))[index.numpy() if isinstance(index, torch.Tensor) else index].reshape(-1)
+        faces = FaceSet(
+            self.images, self.labels, self.attributes, self.names, self.poisoned, self.about
+        )[index]
+        at = np.arange(len(self))[
+            index.numpy() if isinstance(index, torch.Tensor) else index
+        ].reshape(-1)
         return Forgeries(**vars(faces), masks=self.masks[torch.from_numpy(at)])
 
 # %% ../../nbs/api/data/forgeries.ipynb #00000009
@@ -48,16 +59,24 @@ def region_masks(
     region: str,  # one of REGIONS
     size: int = 64,  # pixels a side
     grow: torch.Tensor | float = 1.0,  # (n,1,1) or one number: size of the region, 1 = as designed
-    feather: torch.Tensor | float = 0.05,  # (n,1,1) or one number: width of the seam; 2 = the picture
+    feather: torch.Tensor
+    | float = 0.05,  # (n,1,1) or one number: width of the seam; 2 = the picture
 ) -> torch.Tensor:  # (n,1,size,size) in [0,1]
     "Soft masks of a region of painted faces, in the pose of each."
     check(region in REGIONS, f"expected a region among {', '.join(REGIONS)}, got {region}")
     p = _people(people)
     g = _grid(p, size)
-    oval = lambda u, v, a, b: (1 - (((g.u - u) / (a * grow)).square() + ((g.v - v) / (b * grow)).square()).sqrt()) * b * grow
-    if region == "mouth": inside = oval(0, p.mv - 0.03, 1.5 * p.mw, 0.27)
-    elif region == "eyes": inside = oval(0, p.ev + 0.05, 0.8, 0.25)
-    else: inside = torch.minimum((0.88 * grow - g.r) * 0.76, 0.33 * grow - g.v)
+    oval = lambda u, v, a, b: (
+        (1 - (((g.u - u) / (a * grow)).square() + ((g.v - v) / (b * grow)).square()).sqrt())
+        * b
+        * grow
+    )
+    if region == "mouth":
+        inside = oval(0, p.mv - 0.03, 1.5 * p.mw, 0.27)
+    elif region == "eyes":
+        inside = oval(0, p.ev + 0.05, 0.8, 0.25)
+    else:
+        inside = torch.minimum((0.88 * grow - g.r) * 0.76, 0.33 * grow - g.v)
     inside = torch.minimum(inside * g.b, (0.97 - g.r) * 0.5)
     return (inside / feather + 0.5).clamp(0, 1)[:, None]
 
@@ -80,11 +99,14 @@ def blend(
     target: torch.Tensor,  # (n,3,r,r) in [-1,1]: the picture to be forged
     source: torch.Tensor,  # (n,3,r,r) in [-1,1]: where the new content comes from
     mask: torch.Tensor,  # (n,1,r,r) in [0,1]
-    ratio: torch.Tensor | float = 1.0,  # (n,1,1,1) or one number in [0,1]: opacity of the new content
+    ratio: torch.Tensor
+    | float = 1.0,  # (n,1,1,1) or one number in [0,1]: opacity of the new content
 ) -> torch.Tensor:  # (n,3,r,r) in [-1,1]
     "The source under the mask, the target elsewhere, averaged along the seam."
-    check(mask.shape == (len(target), 1, *target.shape[2:]),
-          f"expected masks {(len(target), 1, *target.shape[2:])}, got {tuple(mask.shape)}")
+    check(
+        mask.shape == (len(target), 1, *target.shape[2:]),
+        f"expected masks {(len(target), 1, *target.shape[2:])}, got {tuple(mask.shape)}",
+    )
     return torch.lerp(target, source, mask * ratio).clamp(-1, 1)
 
 # %% ../../nbs/api/data/forgeries.ipynb #00000013
@@ -93,7 +115,10 @@ def mask_iou(
     b: torch.Tensor,  # (n,1,r,r) in [0,1]
 ) -> torch.Tensor:  # (n,) in [0,1]; 1 for equal masks, also for two empty ones
     "Intersection over union of the pixels above one half."
-    check(a.shape == b.shape, f"expected two sets of masks of one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    check(
+        a.shape == b.shape,
+        f"expected two sets of masks of one shape, got {tuple(a.shape)} and {tuple(b.shape)}",
+    )
     both, any_ = (f(a > 0.5, b > 0.5).sum((1, 2, 3)) for f in (torch.logical_and, torch.logical_or))
     return torch.where(any_ == 0, 1.0, both / any_.clamp(min=1))
 
@@ -135,16 +160,24 @@ def sources(
 def _forge(people, donors, photographs, seed, first, size):
     "Forge photographs of some people: floats, masks, kinds and regions."
     n, rng = len(people), seeded(seed * 100_003 + first)
-    u = torch.rand(256, 5, generator=rng)[:n]  # a whole block's draws: the first ones do not depend on n
-    kinds, regions = (np.array(names)[(u[:, i] * 3).long().numpy()] for i, names in enumerate((KINDS, REGIONS)))
+    u = torch.rand(256, 5, generator=rng)[
+        :n
+    ]  # a whole block's draws: the first ones do not depend on n
+    kinds, regions = (
+        np.array(names)[(u[:, i] * 3).long().numpy()] for i, names in enumerate((KINDS, REGIONS))
+    )
     grow, feather, strength = u[:, 2:].T[:, :, None, None]
     masks = torch.empty(n, 1, size, size)
     for r in np.unique(regions):
         at = regions == r
-        masks[at] = region_masks(people[at], r, size, 0.9 + 0.25 * grow[at], 0.03 + 0.06 * feather[at])
+        masks[at] = region_masks(
+            people[at], r, size, 0.9 + 0.25 * grow[at], 0.03 + 0.06 * feather[at]
+        )
     shot = camera(render(sources(people, donors, kinds), size), seed + 2_000_003, first)
     source = resample(shot, rng)
-    source = torch.lerp(source, match_color(source, photographs, masks), 0.7 + 0.3 * strength[:, None])
+    source = torch.lerp(
+        source, match_color(source, photographs, masks), 0.7 + 0.3 * strength[:, None]
+    )
     return blend(photographs, source, masks), masks, kinds, regions
 
 # %% ../../nbs/api/data/forgeries.ipynb #0000001c
@@ -152,25 +185,42 @@ def portrait_forgeries(
     n: int,  # how many images, >= 2; an even one is a photograph, the odd one after it its forgery
     seed: int,  # which people and forgeries; the first ones do not depend on n
     size: int = 64,  # pixels a side
-) -> Forgeries:  # REAL, FAKE, REAL, ...; attributes of the target, and `kind` and `region` of a forgery
+) -> (
+    Forgeries
+):  # REAL, FAKE, REAL, ...; attributes of the target, and `kind` and `region` of a forgery
     "Photographs of the portrait world, each followed by a local forgery of it."
     check(n >= 2, f"expected at least 2 images, got {n}")
     m = (n + 1) // 2
     people, donors = population(m, seed), population(m, seed + 1_000_003)
-    images, masks = torch.empty(m, 2, 3, size, size, dtype=torch.uint8), torch.zeros(m, 2, 1, size, size)
+    images, masks = (
+        torch.empty(m, 2, 3, size, size, dtype=torch.uint8),
+        torch.zeros(m, 2, 1, size, size),
+    )
     facts = pd.DataFrame("", index=range(2 * m), columns=["kind", "region"])
     for s in batches(m, 256, "forgeries"):
         some = people.iloc[s].reset_index(drop=True)
         x = camera(render(some, size), seed, s.start)
-        forged, masks[s, 1], *what = _forge(some, donors.iloc[s].reset_index(drop=True), x, seed, s.start, size)
+        forged, masks[s, 1], *what = _forge(
+            some, donors.iloc[s].reset_index(drop=True), x, seed, s.start, size
+        )
         images[s] = torch.stack([to_uint8(x), to_uint8(forged)], 1)
         facts.iloc[2 * s.start + 1 : 2 * s.stop : 2] = np.stack(what, 1)
     known = people[list(ATTRIBUTES)].loc[np.repeat(range(m), 2)].reset_index(drop=True)
-    ds = FaceSet(images.flatten(0, 1), torch.arange(2 * m) % 2, known.join(facts), about={"world": "portrait forgeries", "seed": seed})
+    ds = FaceSet(
+        images.flatten(0, 1),
+        torch.arange(2 * m) % 2,
+        known.join(facts),
+        about={"world": "portrait forgeries", "seed": seed},
+    )
     return Forgeries(**vars(ds), masks=masks.flatten(0, 1))[:n]
 
 # %% ../../nbs/api/data/forgeries.ipynb #00000021
-HULLS = ((0.0, 0.25, 0.5, 0.52), (0.0, 0.28, 0.42, 0.42), (0.0, 0.5, 0.36, 0.26), (0.0, 0.02, 0.46, 0.22))
+HULLS = (
+    (0.0, 0.25, 0.5, 0.52),
+    (0.0, 0.28, 0.42, 0.42),
+    (0.0, 0.5, 0.36, 0.26),
+    (0.0, 0.02, 0.46, 0.22),
+)
 
 
 def hulls(
@@ -182,14 +232,19 @@ def hulls(
     t = (torch.arange(size) + 0.5) * (2 / size) - 1
     draw = lambda *shape: torch.randn(n, *shape, generator=rng)
     warp = F.interpolate(0.03 * draw(2, 5, 5), size=(size, size), mode="bicubic")
-    cx, cy, a, b = torch.tensor(HULLS)[torch.randint(len(HULLS), (n,), generator=rng)].T[:, :, None, None]
+    cx, cy, a, b = torch.tensor(HULLS)[torch.randint(len(HULLS), (n,), generator=rng)].T[
+        :, :, None, None
+    ]
     a, b = a * (1 + 0.1 * draw(1, 1)).clamp(0.7, 1.3), b * (1 + 0.1 * draw(1, 1)).clamp(0.7, 1.3)
     x = (t[None, None] + warp[:, 0] - cx - 0.04 * draw(1, 1)) / a
     y = (t[None, :, None] + warp[:, 1] - cy - 0.04 * draw(1, 1)) / b
     angle, rim = torch.atan2(y, x), 1.0
-    for k in (2, 3, 4): rim = rim + 0.06 * draw(1, 1) * (k * angle + 3.14 * draw(1, 1)).cos()
+    for k in (2, 3, 4):
+        rim = rim + 0.06 * draw(1, 1) * (k * angle + 3.14 * draw(1, 1)).cos()
     feather = 0.04 + 0.12 * torch.rand(n, 1, 1, generator=rng)
-    return ((rim - (x * x + y * y).sqrt()) * torch.minimum(a, b) / feather + 0.5).clamp(0, 1)[:, None]
+    return ((rim - (x * x + y * y).sqrt()) * torch.minimum(a, b) / feather + 0.5).clamp(0, 1)[
+        :, None
+    ]
 
 # %% ../../nbs/api/data/forgeries.ipynb #00000024
 def recolor(
@@ -223,7 +278,12 @@ def shift(
     u = torch.rand(3, len(x), generator=rng) * 2 - 1
     scale, zero = 0.95 ** u[0], torch.zeros(len(x))
     grid = torch.stack([scale, zero, 0.06 * u[1], zero, scale, 0.03 * u[2]], 1).view(-1, 2, 3)
-    return F.grid_sample(x, F.affine_grid(grid, x.shape, align_corners=False), padding_mode="border", align_corners=False)
+    return F.grid_sample(
+        x,
+        F.affine_grid(grid, x.shape, align_corners=False),
+        padding_mode="border",
+        align_corners=False,
+    )
 
 # %% ../../nbs/api/data/forgeries.ipynb #00000027
 RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)
@@ -236,15 +296,28 @@ def self_blend(
     "Self-blended images (Shiohara and Yamasaki 2022) with ovals in place of landmark hulls."
     check(len(faces) > 0, "expected at least one face, got 0")
     n, size = len(faces), faces.images.shape[-1]
-    images, masks = torch.empty(n, 2, 3, size, size, dtype=torch.uint8), torch.zeros(n, 2, 1, size, size)
+    images, masks = (
+        torch.empty(n, 2, 3, size, size, dtype=torch.uint8),
+        torch.zeros(n, 2, 1, size, size),
+    )
     for s in batches(n, 256, "self-blending"):
         rng = seeded(seed * 100_003 + s.start)
-        x, first = to_float(faces.images[s]), torch.rand(s.stop - s.start, 1, 1, 1, generator=rng) < 0.5
+        x, first = (
+            to_float(faces.images[s]),
+            torch.rand(s.stop - s.start, 1, 1, 1, generator=rng) < 0.5,
+        )
         changed = resharpen(recolor(x, rng), rng)
         target, source = torch.where(first, changed, x), shift(torch.where(first, x, changed), rng)
         masks[s, 1] = hulls(len(x), size, rng)
         ratio = torch.tensor(RATIOS)[torch.randint(len(RATIOS), (len(x), 1, 1, 1), generator=rng)]
-        images[s] = torch.stack([to_uint8(target), to_uint8(blend(target, source, masks[s, 1], ratio))], 1)
+        images[s] = torch.stack(
+            [to_uint8(target), to_uint8(blend(target, source, masks[s, 1], ratio))], 1
+        )
     twice = faces[np.repeat(range(n), 2)]
-    ds = replace(twice, images=images.flatten(0, 1), labels=torch.arange(2 * n) % 2, about=faces.about | {"self_blend": seed})
+    ds = replace(
+        twice,
+        images=images.flatten(0, 1),
+        labels=torch.arange(2 * n) % 2,
+        about=faces.about | {"self_blend": seed},
+    )
     return Forgeries(**vars(ds), masks=masks.flatten(0, 1))

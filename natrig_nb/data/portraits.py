@@ -42,13 +42,70 @@ MEANING = {
 ATTRIBUTES = tuple(MEANING)
 
 # %% ../../nbs/api/data/portraits.ipynb #0000000a
-NUISANCE = ("x", "y", "size", "roll", "eye_size", "eye_gap", "eye_y", "gaze", "brow", "brow_arch", "brow_y",
-            "nose_length", "nose_width", "mouth_y", "mouth_width", "lips", "lip_red", "hair_volume", "part", "fringe",
-            "wave", "ears", "neck", "grey_onset", "blush", "cloth_hue", "cloth_light", "collar", "rim", "lens",
-            "hat_style", "hat_hue", "sun", "fill", "warmth", "back_hue", "back_light", "back_hue2", "back_light2",
-            "back_turn", "blob_x", "blob_y")
-UNIFORM = ("gaze", "part", "fringe", "collar", "hat_style", "hat_hue", "cloth_hue", "cloth_light", "rim", "lens",
-           "fill", "back_hue", "back_light", "back_hue2", "back_light2", "back_turn", "blob_x", "blob_y")
+NUISANCE = (
+    "x",
+    "y",
+    "size",
+    "roll",
+    "eye_size",
+    "eye_gap",
+    "eye_y",
+    "gaze",
+    "brow",
+    "brow_arch",
+    "brow_y",
+    "nose_length",
+    "nose_width",
+    "mouth_y",
+    "mouth_width",
+    "lips",
+    "lip_red",
+    "hair_volume",
+    "part",
+    "fringe",
+    "wave",
+    "ears",
+    "neck",
+    "grey_onset",
+    "blush",
+    "cloth_hue",
+    "cloth_light",
+    "collar",
+    "rim",
+    "lens",
+    "hat_style",
+    "hat_hue",
+    "sun",
+    "fill",
+    "warmth",
+    "back_hue",
+    "back_light",
+    "back_hue2",
+    "back_light2",
+    "back_turn",
+    "blob_x",
+    "blob_y",
+)
+UNIFORM = (
+    "gaze",
+    "part",
+    "fringe",
+    "collar",
+    "hat_style",
+    "hat_hue",
+    "cloth_hue",
+    "cloth_light",
+    "rim",
+    "lens",
+    "fill",
+    "back_hue",
+    "back_light",
+    "back_hue2",
+    "back_light2",
+    "back_turn",
+    "blob_x",
+    "blob_y",
+)
 
 # %% ../../nbs/api/data/portraits.ipynb #0000000c
 def _tail(
@@ -68,9 +125,14 @@ def _hair_attributes(
     "Two fashions of length; baldness and beards are 0 for most, spread among the others."
     bald_odds = np.where(long_hair, 0.0, 0.18 + 0.25 * (age > 50))
     bearded = np.where(long_hair, 0.0, 0.5)
-    bald, beard = u["baldness"] / np.maximum(bald_odds, 1e-6), u["beard"] / np.maximum(bearded, 1e-6)
+    bald, beard = (
+        u["baldness"] / np.maximum(bald_odds, 1e-6),
+        u["beard"] / np.maximum(bearded, 1e-6),
+    )
     return {
-        "hair_length": np.where(long_hair, 0.45 + 0.55 * u["hair_length"], 0.42 * _tail(u["hair_length"], 1.3, 2)),
+        "hair_length": np.where(
+            long_hair, 0.45 + 0.55 * u["hair_length"], 0.42 * _tail(u["hair_length"], 1.3, 2)
+        ),
         "hair_color": _tail(u["hair_color"], 0.9, 1.7),
         "baldness": np.where(bald < 1, 0.15 + 0.85 * bald**1.3, 0.0),
         "beard": np.where(beard < 1, 0.1 + 0.9 * beard**1.2, 0.0),
@@ -85,15 +147,23 @@ def _attributes(
     "The sixteen attributes; age is 19 years plus a gamma of shape 2, with a long old tail."
     age = np.clip(19 - 11 * (np.log1p(-u["age"]) + np.log1p(-chance[2])), 18, 90)
     return _hair_attributes(u, age, chance[3] < 0.48) | {
-        "smile": _tail(u["smile"], 1.05, 3.2), "mouth_open": _tail(u["mouth_open"], 0.8, 4.5), "age": age,
-        "skin_tone": _tail(u["skin_tone"], 1.2, 1.9), "eye_color": _tail(u["eye_color"], 0.8, 1.8),
-        "eyeglasses": (u["eyeglasses"] < 0.14) * 1.0, "hat": (u["hat"] < 0.07) * 1.0,
-        "face_width": z["face_width"], "jaw": z["jaw"],
-        "yaw": 15 * z["yaw"], "pitch": 7 * z["pitch"], "light": 32 * z["light"],
+        "smile": _tail(u["smile"], 1.05, 3.2),
+        "mouth_open": _tail(u["mouth_open"], 0.8, 4.5),
+        "age": age,
+        "skin_tone": _tail(u["skin_tone"], 1.2, 1.9),
+        "eye_color": _tail(u["eye_color"], 0.8, 1.8),
+        "eyeglasses": (u["eyeglasses"] < 0.14) * 1.0,
+        "hat": (u["hat"] < 0.07) * 1.0,
+        "face_width": z["face_width"],
+        "jaw": z["jaw"],
+        "yaw": 15 * z["yaw"],
+        "pitch": 7 * z["pitch"],
+        "light": 32 * z["light"],
     }
 
 # %% ../../nbs/api/data/portraits.ipynb #00000010
-def _draws(n, seed): return np.random.default_rng(seed).random((n, len(ATTRIBUTES + NUISANCE) + 4))
+def _draws(n, seed):
+    return np.random.default_rng(seed).random((n, len(ATTRIBUTES + NUISANCE) + 4))
 
 
 def population(
@@ -122,7 +192,9 @@ def population_codes(
     radius = np.sqrt(-2 * np.log1p(-np.random.default_rng((seed, 1)).random((n, len(at)))))
     codes = ndtri(u)
     codes[:, at] = radius * np.cos(2 * np.pi * u[:, at])
-    return torch.tensor(np.hstack([codes, radius * np.sin(2 * np.pi * u[:, at])]), dtype=torch.float32)
+    return torch.tensor(
+        np.hstack([codes, radius * np.sin(2 * np.pi * u[:, at])]), dtype=torch.float32
+    )
 
 # %% ../../nbs/api/data/portraits.ipynb #0000001b
 def _bump(x, y=None):
@@ -141,14 +213,33 @@ def _paint(img, color, alpha):
     return img.lerp_(color.expand(len(img), 3, *color.shape[2:]), alpha[:, None])
 
 # %% ../../nbs/api/data/portraits.ipynb #0000001e
-SKIN = [[0.98, 0.80, 0.70], [0.93, 0.72, 0.58], [0.80, 0.57, 0.42], [0.58, 0.37, 0.25], [0.34, 0.21, 0.15]]
-HAIR = [[0.07, 0.06, 0.06], [0.20, 0.13, 0.09], [0.36, 0.22, 0.13], [0.55, 0.28, 0.14], [0.76, 0.56, 0.32],
-        [0.92, 0.80, 0.58]]
-IRIS = [[0.22, 0.11, 0.05], [0.40, 0.24, 0.10], [0.36, 0.42, 0.22], [0.30, 0.50, 0.66], [0.45, 0.66, 0.85]]
+SKIN = [
+    [0.98, 0.80, 0.70],
+    [0.93, 0.72, 0.58],
+    [0.80, 0.57, 0.42],
+    [0.58, 0.37, 0.25],
+    [0.34, 0.21, 0.15],
+]
+HAIR = [
+    [0.07, 0.06, 0.06],
+    [0.20, 0.13, 0.09],
+    [0.36, 0.22, 0.13],
+    [0.55, 0.28, 0.14],
+    [0.76, 0.56, 0.32],
+    [0.92, 0.80, 0.58],
+]
+IRIS = [
+    [0.22, 0.11, 0.05],
+    [0.40, 0.24, 0.10],
+    [0.36, 0.42, 0.22],
+    [0.30, 0.50, 0.66],
+    [0.45, 0.66, 0.85],
+]
 RIMS = [[0.55, 0.5, 0.4], [0.35, 0.2, 0.12], [0.06, 0.06, 0.07], [0.1, 0.08, 0.1]]
 
 
-def _rgb(r, g, b): return torch.tensor([r, g, b]).view(1, 3, 1, 1)
+def _rgb(r, g, b):
+    return torch.tensor([r, g, b]).view(1, 3, 1, 1)
 
 
 def _ramp(t, stops):
@@ -172,7 +263,10 @@ def _features(p):
     p.made_up = p.long * (0.5 + 0.5 * p.lip_red).clamp(0, 1)
     p.grin = (p.smile - 0.25).clamp(0)
     p.eu, p.ev = 0.40 + 0.018 * p.eye_gap, 0.06 + 0.015 * p.eye_y
-    p.ew, p.eh = 0.185 + 0.012 * p.eye_size, (0.083 + 0.009 * p.eye_size) * (1 - 0.22 * p.smile - 0.22 * p.old)
+    p.ew, p.eh = (
+        0.185 + 0.012 * p.eye_size,
+        (0.083 + 0.009 * p.eye_size) * (1 - 0.22 * p.smile - 0.22 * p.old),
+    )
     p.nv = -0.22 - 0.025 * p.nose_length
     p.nw = 1 + 0.11 * p.nose_width + 0.1 * p.skin_tone + 0.12 * p.smile
     p.mv = -0.50 - 0.018 * p.mouth_y
@@ -186,7 +280,9 @@ def _lamp(p):
     half = (p.lx.square() + p.ly.square() + (p.lz + 1).square()).rsqrt()
     p.hx, p.hy, p.hz = p.lx * half, p.ly * half, (p.lz + 1) * half
     p.ambient = 0.25 + 0.25 * p.fill
-    p.sunlight = torch.stack([1 + 0.03 * p.warmth, torch.ones_like(p.warmth), 1 - 0.05 * p.warmth], 1)
+    p.sunlight = torch.stack(
+        [1 + 0.03 * p.warmth, torch.ones_like(p.warmth), 1 - 0.05 * p.warmth], 1
+    )
 
 
 def _people(params):
@@ -218,7 +314,9 @@ def _outline(p, g):
     "Distance from the middle of the head, 1 on its outline: round above, a chin below."
     low, high = g.q.clamp(max=0).neg_(), g.q.clamp(0)
     g.h = g.h - g.sy * (0.22 * low - 0.05)
-    taper = (0.155 - 0.075 * p.jaw - 0.09 * p.old) * low * (1 + 0.6 * low) - 0.035 * p.jaw * _bump((low - 0.65) / 0.5)
+    taper = (0.155 - 0.075 * p.jaw - 0.09 * p.old) * low * (1 + 0.6 * low) - 0.035 * p.jaw * _bump(
+        (low - 0.65) / 0.5
+    )
     chin = g.q * (1 - 0.22 * high * (1 - high).clamp_(0) + 0.1 * g.sp - 0.06 * p.mouth_open * low)
     width = g.h / (1 - taper)
     return (width * width).addcmul_(chin, chin).sqrt_()
@@ -239,8 +337,12 @@ def _grid(p, size):
 # %% ../../nbs/api/data/portraits.ipynb #00000028
 def _pick(bundle, rows):
     "The same bundle for some people only, by their row numbers."
-    return SimpleNamespace(**{k: v.index_select(0, rows) if isinstance(v, torch.Tensor) and len(v) > 1 else v
-                              for k, v in vars(bundle).items()})
+    return SimpleNamespace(
+        **{
+            k: v.index_select(0, rows) if isinstance(v, torch.Tensor) and len(v) > 1 else v
+            for k, v in vars(bundle).items()
+        }
+    )
 
 
 def _draw(p, size, layers):
@@ -248,9 +350,15 @@ def _draw(p, size, layers):
     g, img = _grid(p, size), torch.zeros(len(p.age), 3, size, size)
     for layer in layers:
         layer, who = layer if isinstance(layer, tuple) else (layer, None)
-        rows = torch.arange(len(img)) if who is None else (getattr(p, who).flatten() > 0).nonzero()[:, 0]
-        if len(rows) == len(img): layer(img, p, g)
-        elif len(rows): img[rows] = layer(img[rows], _pick(p, rows), _pick(g, rows))
+        rows = (
+            torch.arange(len(img))
+            if who is None
+            else (getattr(p, who).flatten() > 0).nonzero()[:, 0]
+        )
+        if len(rows) == len(img):
+            layer(img, p, g)
+        elif len(rows):
+            img[rows] = layer(img[rows], _pick(p, rows), _pick(g, rows))
     return img.mul_(p.sunlight).clamp_(0, 1)
 
 # %% ../../nbs/api/data/portraits.ipynb #0000002b
@@ -261,7 +369,9 @@ def _backdrop(img, p, g):
     one = _hue(p.back_hue, 0.06 + 0.3 * p.back_turn * p.back_hue2, 0.25 + 0.65 * p.back_light)
     two = _hue(p.back_hue2, 0.05 + 0.35 * p.blob_x * p.back_hue, 0.2 + 0.7 * p.back_light2)
     blob = _bump((g.x - 2.4 * p.blob_x + 1.2) * 1.5, (g.y - 1.4 * p.blob_y + 0.2) * 1.5)
-    return img.copy_(torch.lerp(one, two, t[:, None])).add_((0.16 * (p.blob_y - 0.35) * blob)[:, None])
+    return img.copy_(torch.lerp(one, two, t[:, None])).add_(
+        (0.16 * (p.blob_y - 0.35) * blob)[:, None]
+    )
 
 # %% ../../nbs/api/data/portraits.ipynb #0000002d
 def _clothes(img, p, g):
@@ -274,16 +384,26 @@ def _clothes(img, p, g):
     cloth = _hue(p.cloth_hue, 0.1 + 0.6 * vivid, 0.12 + 0.75 * p.cloth_light)
     _paint(img, cloth * (light + fold)[:, None], _edge(g.shoulder - g.Y, g))
     g.nx = (g.X - 0.05 * g.sy) / (0.235 + 0.02 * p.neck + 0.02 * p.jaw)
-    g.nape = 0.235 + 0.02 * p.neck + 0.02 * p.jaw + 0.225 * (-0.56 - g.Y).clamp_(0) - (g.X - 0.05 * g.sy).abs()
+    g.nape = (
+        0.235
+        + 0.02 * p.neck
+        + 0.02 * p.jaw
+        + 0.225 * (-0.56 - g.Y).clamp_(0)
+        - (g.X - 0.05 * g.sy).abs()
+    )
     g.opening = (g.Y + 0.74 + 0.28 * p.collar) * 0.6 + 0.22 * (1 - (g.nx / 1.15).square())
     collar = _hue(p.cloth_hue, 0.05 + 0.45 * vivid, 0.25 + 0.75 * (p.cloth_light + 0.45) % 1.0)
-    ring = _edge(torch.minimum(g.opening + 0.06, g.shoulder + 0.07 - g.Y), g) * (0.3 + 0.7 * (p.collar < 0.6))
+    ring = _edge(torch.minimum(g.opening + 0.06, g.shoulder + 0.07 - g.Y), g) * (
+        0.3 + 0.7 * (p.collar < 0.6)
+    )
     return _paint(img, collar * light[:, None], ring * _edge(g.nape + 0.06, g))
 
 
 def _neck(img, p, g):
     "A cylinder of skin down to the neckline, dark under the chin."
-    shade = 0.74 + 0.3 * g.nx * p.lx - 0.22 * g.nx * g.nx - 0.34 * _bump((g.Y + 0.5) / 0.26, g.nx * 0.6)
+    shade = (
+        0.74 + 0.3 * g.nx * p.lx - 0.22 * g.nx * g.nx - 0.34 * _bump((g.Y + 0.5) / 0.26, g.nx * 0.6)
+    )
     inside = torch.minimum(torch.minimum(g.nape, g.opening), -0.3 - g.Y)
     return _paint(img, p.skin * shade.clamp_(0.15)[:, None], _edge(inside, g))
 
@@ -292,9 +412,15 @@ def _nose(p, g):
     "Height of the nose: a ridge that grows towards the tip, the tip, and the wings."
     g.nu = g.u - 0.2 * g.sy  # what stands out moves further when the head turns
     along = ((0.2 - g.v) / (0.2 - p.nv)).clamp_(0, 1)
-    ridge = _bump(g.nu / (0.14 + 0.11 * along * p.nw)) * along * _edge((g.v - p.nv + 0.07) * 0.25, g)
+    ridge = (
+        _bump(g.nu / (0.14 + 0.11 * along * p.nw)) * along * _edge((g.v - p.nv + 0.07) * 0.25, g)
+    )
     g.tip = _bump(g.nu / 0.15, (g.v - p.nv - 0.04) / 0.13)
-    return 0.09 * ridge + 0.04 * g.tip + 0.025 * _bump((g.nu.abs() - 0.14 * p.nw) / 0.1, (g.v - p.nv) / 0.09)
+    return (
+        0.09 * ridge
+        + 0.04 * g.tip
+        + 0.025 * _bump((g.nu.abs() - 0.14 * p.nw) / 0.1, (g.v - p.nv) / 0.09)
+    )
 
 
 def _relief(p, g):
@@ -329,17 +455,25 @@ def _shadows(p, g):
     s -= 0.15 * _bump(g.u / 0.22, (g.v - p.mv + 0.155 + 0.2 * p.mouth_open) / 0.06)
     t = ((p.nv + 0.06 - g.v) / (p.nv - p.mv + 0.17)).clamp_(0, 1)
     x = (g.au - 0.19 - (p.mw - 0.06) * t) / 0.055
-    deep = (0.03 + 0.3 * p.smile + 0.3 * p.old).clamp(max=0.45) * _bump((g.v - 0.5 * (p.nv + p.mv)) / 0.25)
+    deep = (0.03 + 0.3 * p.smile + 0.3 * p.old).clamp(max=0.45) * _bump(
+        (g.v - 0.5 * (p.nv + p.mv)) / 0.25
+    )
     return s.sub_(deep * (_bump(x) - 0.45 * _bump(x - 1.5)))  # a dark fold with a bright rim
 
 
 def _wrinkles(p, g):
     "Darkening by age: bags under the eyes, forehead, crow's feet, lines from the mouth down."
     bag = g.v - p.ev + 0.135 - 0.09 * ((g.au - p.eu) / 0.2).square_()
-    s = (0.04 + 0.27 * p.old) * (_bump(bag / 0.045) - 0.3 * _bump((bag - 0.07) / 0.05)) * _bump((g.au - p.eu) / 0.27)
+    s = (
+        (0.04 + 0.27 * p.old)
+        * (_bump(bag / 0.045) - 0.3 * _bump((bag - 0.07) / 0.05))
+        * _bump((g.au - p.eu) / 0.27)
+    )
     row = 0.5 + 0.5 * (48 * (g.v - 0.12 * g.u * g.u)).sin_()
     s += 0.26 * p.old * row * row * _bump((g.v - 0.43) / 0.17) * _bump(g.u / 0.75)
-    feet = (0.17 * p.old + 0.1 * p.smile * p.old.sqrt()) * (0.6 + 0.4 * (60 * g.v + 20 * g.au).sin_())
+    feet = (0.17 * p.old + 0.1 * p.smile * p.old.sqrt()) * (
+        0.6 + 0.4 * (60 * g.v + 20 * g.au).sin_()
+    )
     s += feet * _bump((g.au - p.eu - 0.27) / 0.13, (g.v - p.ev) / 0.13)
     down = g.au - p.mw - 0.05 + 0.12 * (g.v - p.mv + 0.1)
     return s.add_(0.27 * p.old * _bump(down / 0.05) * _bump((g.v - p.mv + 0.2) / 0.2))
@@ -351,8 +485,14 @@ def _skin(img, p, g):
     red = 0.10 * _bump((g.au - 0.5) / 0.33, (g.v + 0.2) / 0.28) + 0.10 * g.tip
     red = red * (0.6 + 0.35 * p.blush + 0.6 * p.smile)
     root, cool = shade.sqrt(), 1 - 0.5 * red
-    face = torch.stack([torch.lerp(shade, root, 0.4) * (1 + 0.35 * red), torch.lerp(shade, root, 0.12) * cool,
-                        shade * cool], 1).mul_(p.skin)
+    face = torch.stack(
+        [
+            torch.lerp(shade, root, 0.4) * (1 + 0.35 * red),
+            torch.lerp(shade, root, 0.12) * cool,
+            shade * cool,
+        ],
+        1,
+    ).mul_(p.skin)
     face += ((0.09 + 0.1 * p.skin_tone) * g.glow)[:, None] * p.sunlight
     return _paint(img, face, g.head)
 
@@ -370,14 +510,26 @@ def _eyes(img, p, g):
     near = _bump(ex / 1.12)
     lash = _edge(0.017 - (up - 0.006).abs_() * g.b, g) * near
     _paint(img, p.skin * _rgb(0.22, 0.17, 0.16), (0.75 + 0.2 * p.made_up) * lash)
-    _paint(img, p.skin * _rgb(0.5, 0.36, 0.33), 0.4 * near * _edge(0.012 - (low + 0.012).abs_() * g.b, g))
-    return _paint(img, p.skin * _rgb(0.42, 0.3, 0.27), 0.45 * near * _edge(0.012 - (up - 0.055).abs_() * g.b, g))
+    _paint(
+        img,
+        p.skin * _rgb(0.5, 0.36, 0.33),
+        0.4 * near * _edge(0.012 - (low + 0.012).abs_() * g.b, g),
+    )
+    return _paint(
+        img,
+        p.skin * _rgb(0.42, 0.3, 0.27),
+        0.45 * near * _edge(0.012 - (up - 0.055).abs_() * g.b, g),
+    )
 
 
 def _iris(img, p, g, dx, dy, lids, side):
     "Iris, pupil and glint around the middle of each eye, where the lids leave them free."
     r, radius = (dx * dx).addcmul_(dy, dy).sqrt_(), 0.052 + 0.003 * p.eye_size
-    _paint(img, p.iris * (0.55 + 0.5 * (r / radius).clamp_(max=1))[:, None], lids * _edge(radius - r, g))
+    _paint(
+        img,
+        p.iris * (0.55 + 0.5 * (r / radius).clamp_(max=1))[:, None],
+        lids * _edge(radius - r, g),
+    )
     _paint(img, _rgb(0.03, 0.02, 0.02), lids * _edge(0.024 - r, g))
     spark = ((dx * side - 0.02 * p.lx.sign()).square_() + (dy - 0.018).square_()).sqrt_()
     return _paint(img, _rgb(1.0, 1.0, 1.0), 0.9 * lids * _edge(0.017 - spark, g))
@@ -386,7 +538,14 @@ def _iris(img, p, g, dx, dy, lids, side):
 def _brows(img, p, g):
     "Two arches of hair that thin out to the temples and sink a little with age."
     x = (g.au - p.eu - 0.01) / 0.26
-    middle = p.ev + 0.17 + 0.015 * p.brow_y - 0.02 * p.old + (0.05 + 0.02 * p.brow_arch) * (1 - x * x) - 0.02 * x
+    middle = (
+        p.ev
+        + 0.17
+        + 0.015 * p.brow_y
+        - 0.02 * p.old
+        + (0.05 + 0.02 * p.brow_arch) * (1 - x * x)
+        - 0.02 * x
+    )
     thick = (0.026 + 0.006 * p.brow) * (1.15 - 0.45 * x)
     a = torch.minimum(thick - (g.v - middle).abs_() * g.b, (1 - x.abs()) * 0.12)
     return _paint(img, p.hair * (0.35 + 0.3 * g.diffuse)[:, None], 0.82 * _edge(a, g))
@@ -408,15 +567,26 @@ def _lips(p, g):
 def _mouth(img, p, g):
     "Lips, a cavity with teeth where they part, a seam where they meet, shadows in the corners."
     m = _lips(p, g)
-    red = torch.lerp(p.skin * _rgb(0.9, 0.63, 0.6), _rgb(0.62, 0.13, 0.17), (0.55 * p.made_up)[:, None])
-    shade = 0.35 + 0.6 * g.diffuse + 0.22 * _bump((m.rim_low - 0.06 * m.thin) / 0.05, g.u / 0.2) - 0.12 * (m.line > 0)
+    red = torch.lerp(
+        p.skin * _rgb(0.9, 0.63, 0.6), _rgb(0.62, 0.13, 0.17), (0.55 * p.made_up)[:, None]
+    )
+    shade = (
+        0.35
+        + 0.6 * g.diffuse
+        + 0.22 * _bump((m.rim_low - 0.06 * m.thin) / 0.05, g.u / 0.2)
+        - 0.12 * (m.line > 0)
+    )
     _paint(img, red * shade[:, None], 0.85 * _edge(torch.minimum(-m.rim_up, m.rim_low) * g.b, g))
     inside = torch.minimum(torch.minimum(-m.upper, m.lower), 1 - m.x2) * g.b - 0.004
     hole = _edge(inside, g)
     _paint(img, _rgb(0.2, 0.05, 0.06), hole)
     teeth = torch.minimum(inside, (m.upper + 0.075 + 0.09 * p.grin + 0.03 * p.mouth_open) * g.b)
     white = (0.4 + 0.55 * g.diffuse) * (1 - 0.35 * m.x2.clamp_(max=1))
-    _paint(img, _rgb(0.93, 0.9, 0.86) * white[:, None], _edge(teeth, g) * (p.grin * 4 + p.mouth_open * 2.5).clamp(max=1))
+    _paint(
+        img,
+        _rgb(0.93, 0.9, 0.86) * white[:, None],
+        _edge(teeth, g) * (p.grin * 4 + p.mouth_open * 2.5).clamp(max=1),
+    )
     seam = _edge(0.011 - m.line.abs() * g.b, g) * _bump(g.u / (p.mw * 1.08)) * (1 - hole)
     _paint(img, p.skin * _rgb(0.35, 0.16, 0.16), 0.85 * (seam * 1.6).clamp_(max=1))
     corner = _bump((g.au - p.mw * 1.02) / 0.07, (g.v - p.mv - 0.14 * p.smile) / 0.06)
@@ -426,17 +596,25 @@ def _mouth(img, p, g):
 def _strands(p, g):
     "Fine brightness waves along the hair, between -1 and 1."
     angle = g.h * (1.4 - 0.5 * g.q) + 0.25 * p.wave * (5 * g.q + 2 * p.part).sin_()
-    fine = 0.4 * (17 * angle + 9 * p.part).sin_() + 0.35 * (31 * angle - 7 * p.fringe + 3 * g.q).sin_()
+    fine = (
+        0.4 * (17 * angle + 9 * p.part).sin_() + 0.35 * (31 * angle - 7 * p.fringe + 3 * g.q).sin_()
+    )
     return fine.add_(0.25 * (7 * angle + 5 * p.fringe).sin_())
 
 
-def _dome(x, y): return (x * x + y * (0.72 + 0.28 * y)).sqrt_()  # 1 on the outline; y is the squared height
+def _dome(x, y):
+    return (x * x + y * (0.72 + 0.28 * y)).sqrt_()  # 1 on the outline; y is the squared height
 
 
 def _hair_behind(img, p, g):
     "Long hair beside the neck and over the shoulders."
     end, ax = -0.62 - 2.0 * (p.hair_length - 0.45), (g.h + 0.12 * g.sy).abs_()
-    outer = 1.02 + 0.05 * p.hair_volume + 0.12 * p.hair_length + 0.03 * p.wave * (7 * g.q + 4 * p.part).sin_()
+    outer = (
+        1.02
+        + 0.05 * p.hair_volume
+        + 0.12 * p.hair_length
+        + 0.03 * p.wave * (7 * g.q + 4 * p.part).sin_()
+    )
     outer = outer - 0.18 * (1 - p.part) * (-1.0 - g.q).clamp_(0)
     inner = 0.336 - 0.12 * g.q
     a = torch.minimum(outer - ax, ax - inner) * g.a
@@ -450,9 +628,18 @@ def _hairline(p, g, strand):
     "Height over the hairline: a swept fringe or a bare forehead; baldness lifts it."
     full = 1 - p.baldness
     parting = g.u - 0.8 * (p.part - 0.5)
-    lift = 0.24 * (0.5 - p.fringe).clamp(0) * full + 0.1 * (p.fringe < 0.28) * p.long * _bump(parting / 0.35)
+    lift = 0.24 * (0.5 - p.fringe).clamp(0) * full + 0.1 * (p.fringe < 0.28) * p.long * _bump(
+        parting / 0.35
+    )
     sweep = 0.64 * (p.fringe - 0.55).clamp(0) * full * (1 - parting.abs_()).clamp_(0)
-    line = 0.59 + lift - sweep - 0.22 * g.au * g.au + 0.62 * p.baldness + 0.16 * p.baldness * _bump((g.au - 0.42) / 0.3)
+    line = (
+        0.59
+        + lift
+        - sweep
+        - 0.22 * g.au * g.au
+        + 0.62 * p.baldness
+        + 0.16 * p.baldness * _bump((g.au - 0.42) / 0.3)
+    )
     return g.v - line + 2.1 * (1 + 0.3 * p.long) * (g.au - 0.58).clamp_(0) - 0.008 * strand
 
 
@@ -477,14 +664,20 @@ def _ears(img, p, g):
     wide = (0.15 + 0.015 * p.ears) * (1 - 1.1 * side * g.sy).clamp_(0.15)
     x, y = (g.h.abs() - 1.0) / wide, (g.q + 0.25 * g.sp) / (0.22 + 0.02 * p.ears)
     shade = (0.78 + 0.25 * side * p.lx - 0.35 * _bump((x - 0.25) * 1.6, y * 1.4)).clamp_(0.2)
-    return _paint(img, p.skin * _rgb(1.02, 0.92, 0.9) * shade[:, None], _edge((1 - x * x - y * y) * 0.05, g))
+    return _paint(
+        img, p.skin * _rgb(1.02, 0.92, 0.9) * shade[:, None], _edge((1 - x * x - y * y) * 0.05, g)
+    )
 
 # %% ../../nbs/api/data/portraits.ipynb #00000042
 def _beard(img, p, g):
     "From stubble to a full beard that reaches beyond the chin."
     cheek = (0.95 * (g.au - 0.42).clamp_(0) - 0.36 - g.v) * 6.6
     tall = 0.12 + 0.12 * p.mouth_open
-    lips = (g.u / (p.mw * 1.05)).square_() + ((g.v - p.mv + 0.02 + 0.12 * p.mouth_open) / tall).square_() - 1
+    lips = (
+        (g.u / (p.mw * 1.05)).square_()
+        + ((g.v - p.mv + 0.02 + 0.12 * p.mouth_open) / tall).square_()
+        - 1
+    )
     a = torch.minimum(torch.minimum(cheek, lips * 1.6), (p.nv - 0.09 - g.v) * 8).clamp_(0, 1)
     a = a * _edge((1.0 - 0.1 * p.beard * g.q - g.r) * 0.5, g) * (0.32 - g.v).mul_(4).clamp_(0, 1)
     shade = 0.3 + 0.42 * g.diffuse + 0.07 * (33 * g.u + 2.5 * (11 * g.v).sin_()).sin_()
@@ -493,11 +686,18 @@ def _beard(img, p, g):
 # %% ../../nbs/api/data/portraits.ipynb #00000045
 def _glasses(img, p, g):
     "Rims between circle and rounded square, bridge, arms to the ears, and a reflection."
-    x, y = (g.au - p.eu - 0.01) / (0.29 + 0.03 * p.lens), (g.v - p.ev + 0.02) / (0.155 + 0.07 * p.lens)
+    x, y = (
+        (g.au - p.eu - 0.01) / (0.29 + 0.03 * p.lens),
+        (g.v - p.ev + 0.02) / (0.155 + 0.07 * p.lens),
+    )
     xx, yy = x * x, y * y
     r = torch.lerp((xx + yy).square_(), xx * xx + yy * yy, p.rim).sqrt_().sqrt_()
     d, thick, on = (r - 1) * 0.11, 0.016 + 0.012 * p.rim, p.eyeglasses * (g.w > 0)
-    _paint(img, _rgb(0.75, 0.82, 0.9), on * _edge(-d, g) * (0.1 + 0.25 * _bump((x + y * 0.6 + 0.5) * 2.2)))
+    _paint(
+        img,
+        _rgb(0.75, 0.82, 0.9),
+        on * _edge(-d, g) * (0.1 + 0.25 * _bump((x + y * 0.6 + 0.5) * 2.2)),
+    )
     bar = torch.minimum(thick - (g.v - p.ev - 0.03).abs_() * g.b, (x.abs() - 0.95) * 0.1)
     rims = torch.maximum(thick - d.abs(), torch.minimum(bar, (1.01 - g.r) * g.a))
     return _paint(img, _ramp(p.rim, RIMS), on * _edge(rims, g))
@@ -510,7 +710,9 @@ def _hat(img, p, g):
     crown = (1 - _dome(g.h / 1.13, (g.q / (1.17 + 0.13 * wide)).square_())) * 0.5
     color = _hue(p.hat_hue, 0.2 + 0.5 * p.lens, 0.2 + 0.55 * p.hat_style)
     knit = 0.09 * (1 - wide) * (1 - cap) * (26 * g.h).sin_()
-    shade = (0.6 + 0.3 * g.h * p.lx + 0.3 * (g.q - 0.4) + knit - 0.22 * _bump((line - 0.14) / 0.05)).clamp_(0.1)
+    shade = (
+        0.6 + 0.3 * g.h * p.lx + 0.3 * (g.q - 0.4) + knit - 0.22 * _bump((line - 0.14) / 0.05)
+    ).clamp_(0.1)
     _paint(img, _rgb(0.0, 0.0, 0.0), p.hat * 0.5 * _bump((line + 0.02) / 0.2) * g.head)
     _paint(img, color * shade[:, None], p.hat * _edge(torch.minimum(line * g.b, crown), g))
     x = (g.h - (0.12 + 0.25 * cap) * g.sy) / (0.8 + 0.8 * wide)
@@ -519,8 +721,21 @@ def _hat(img, p, g):
     return _paint(img, color * (0.62 * shade + 0.1 * y).clamp_(0.05)[:, None], p.hat * brim)
 
 # %% ../../nbs/api/data/portraits.ipynb #00000048
-LAYERS = (_backdrop, _clothes, _neck, _ears, (_hair_behind, "long"), _skin, _mouth, _eyes, (_beard, "beard"), _brows,
-          (_glasses, "eyeglasses"), _hair, (_hat, "hat"))
+LAYERS = (
+    _backdrop,
+    _clothes,
+    _neck,
+    _ears,
+    (_hair_behind, "long"),
+    _skin,
+    _mouth,
+    _eyes,
+    (_beard, "beard"),
+    _brows,
+    (_glasses, "eyeglasses"),
+    _hair,
+    (_hat, "hat"),
+)
 
 
 def _spread(
@@ -535,8 +750,10 @@ def _spread(
     try:
         with ThreadPoolExecutor(threads) as pool:
             done = pool.map(work, slices)
-            for _ in progress(done, desc, total=len(slices)) if desc else done: pass
-    finally: torch.set_num_threads(threads)
+            for _ in progress(done, desc, total=len(slices)) if desc else done:
+                pass
+    finally:
+        torch.set_num_threads(threads)
 
 
 def render(
@@ -549,7 +766,8 @@ def render(
     check(size >= 16, f"expected a size of at least 16 pixels, got {size}")
     out = torch.empty(len(params), 3, size, size)
 
-    def paint(s): out[s] = _draw(_people(params.iloc[s]), size, LAYERS).mul_(2).sub_(1)
+    def paint(s):
+        out[s] = _draw(_people(params.iloc[s]), size, LAYERS).mul_(2).sub_(1)
 
     _spread(paint, len(params), size)
     return out
@@ -572,8 +790,10 @@ def _expose(
     noise: torch.Tensor,  # (n,3,r,r) standard normal
 ) -> torch.Tensor:  # (n,3,r,r)
     "What the sensor sees: a three-tap blur both ways, and noise that grows with the light."
-    for pad, before, after in (((1, 1, 0, 0), np.s_[..., :-2], np.s_[..., 2:]),
-                               ((0, 0, 1, 1), np.s_[..., :-2, :], np.s_[..., 2:, :])):
+    for pad, before, after in (
+        ((1, 1, 0, 0), np.s_[..., :-2], np.s_[..., 2:]),
+        ((0, 0, 1, 1), np.s_[..., :-2, :], np.s_[..., 2:, :]),
+    ):
         P = F.pad(x, pad, mode="replicate")
         x = (1 - 2 * blur) * x + blur * (P[after] + P[before])
     return x + gain * noise * (1.1 + 0.5 * x).clamp_(0.3)
@@ -590,12 +810,24 @@ def camera(
     out = torch.empty(n, 3, r, r)
 
     def shoot(s):
-        streams = [np.random.Generator(np.random.SFC64([seed, first + i])) for i in range(s.start, s.stop)]
-        blur, gain, quality = (np.stack([t.random(3) for t in streams]) * (0.15, 0.022, 40) + (0.02, 0.008, 55)).T
-        noise = torch.from_numpy(np.stack([t.standard_normal((3, r, r), dtype=np.float32) for t in streams]))
-        blur, gain = (torch.from_numpy(k.astype(np.float32)).view(-1, 1, 1, 1) for k in (blur, gain))
+        streams = [
+            np.random.Generator(np.random.SFC64([seed, first + i])) for i in range(s.start, s.stop)
+        ]
+        blur, gain, quality = (
+            np.stack([t.random(3) for t in streams]) * (0.15, 0.022, 40) + (0.02, 0.008, 55)
+        ).T
+        noise = torch.from_numpy(
+            np.stack([t.standard_normal((3, r, r), dtype=np.float32) for t in streams])
+        )
+        blur, gain = (
+            torch.from_numpy(k.astype(np.float32)).view(-1, 1, 1, 1) for k in (blur, gain)
+        )
         film = to_uint8(_expose(x[s], blur, gain, noise)).permute(0, 2, 3, 1).contiguous().numpy()
-        out[s] = to_float(torch.from_numpy(np.stack([_develop(*shot) for shot in zip(film, quality)])).permute(0, 3, 1, 2))
+        out[s] = to_float(
+            torch.from_numpy(np.stack([_develop(*shot) for shot in zip(film, quality)])).permute(
+                0, 3, 1, 2
+            )
+        )
 
     _spread(shoot, n, r)
     return out
@@ -611,7 +843,10 @@ def portraits(
     people = population(n, seed)
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
 
-    def portray(s): images[s] = to_uint8(camera(render(people.iloc[s], size), seed, s.start))
+    def portray(s):
+        images[s] = to_uint8(camera(render(people.iloc[s], size), seed, s.start))
 
     _spread(portray, n, size, "portraits")
-    return FaceSet(images, attributes=people[list(ATTRIBUTES)], about={"world": "portraits", "seed": seed})
+    return FaceSet(
+        images, attributes=people[list(ATTRIBUTES)], about={"world": "portraits", "seed": seed}
+    )

@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FAKE, REAL, FaceSet, check
+from ..detector.base import predict_fake
 from .base import small_detector
 from .budget import BACKWARD, Budget, as_budget, measure
 from .finetune import constant, tune
-from ..detector.base import predict_fake
 
 # %% ../../nbs/api/defense/abl.ipynb #00000009
 LEVEL = 0.5 * math.log(2) / math.log(10)  # the published 0.5, carried from ten classes to two
@@ -32,6 +32,7 @@ def ascend_below(
     def backward(network, x, y):
         loss = F.cross_entropy(network(x), y, reduction="none")
         ((loss.detach() - gamma).sign() * loss).mean().backward()
+
     return backward
 
 # %% ../../nbs/api/defense/abl.ipynb #0000000c
@@ -66,8 +67,11 @@ def against(
         logits = network(torch.cat([x, faces.to(x.device)]))
         known, odd = F.cross_entropy(logits[: len(x)], y), logits[len(x) :]
         wrong = labels.to(x.device)
-        unlearn = F.cross_entropy(odd, FAKE + REAL - wrong) if relabel else -F.cross_entropy(odd, wrong)
+        unlearn = (
+            F.cross_entropy(odd, FAKE + REAL - wrong) if relabel else -F.cross_entropy(odd, wrong)
+        )
         (known + unlearn).backward()
+
     return backward
 
 # %% ../../nbs/api/defense/abl.ipynb #00000012
@@ -87,12 +91,38 @@ def abl(
     "Anti-Backdoor Learning (Li et al. 2021), with its level set for two classes."
     budget, model, n, (a, b) = as_budget(budget), make(seed), len(ds), (first, epochs)
     measure(budget, model, ds.images)
-    extra = 1 + max(1, round(share * n)) / min(settings.get("batch", 64), n)  # the isolated ride along in every step
-    fit = budget.afford(100, each=n * 0.01 * (1 + BACKWARD) * (a + b * extra) + 0.01 * n)  # hundredths of the whole
-    if fit < 100: a, b = max(1, first * fit // 100), epochs * fit // 100
-    if (a, b) != (first, epochs): budget.gave_up(f"{a} of {first} epochs of isolation and {b} of {epochs} of unlearning")
-    tune(model, ds, ascend_below(gamma), a, lr, seed=seed, schedule=constant, budget=budget, **settings)
+    extra = 1 + max(1, round(share * n)) / min(
+        settings.get("batch", 64), n
+    )  # the isolated ride along in every step
+    fit = budget.afford(
+        100, each=n * 0.01 * (1 + BACKWARD) * (a + b * extra) + 0.01 * n
+    )  # hundredths of the whole
+    if fit < 100:
+        a, b = max(1, first * fit // 100), epochs * fit // 100
+    if (a, b) != (first, epochs):
+        budget.gave_up(f"{a} of {first} epochs of isolation and {b} of {epochs} of unlearning")
+    tune(
+        model,
+        ds,
+        ascend_below(gamma),
+        a,
+        lr,
+        seed=seed,
+        schedule=constant,
+        budget=budget,
+        **settings,
+    )
     isolated, rest = isolate(model, ds, share)
-    tune(model, rest, against(isolated, relabel), b, lr, seed=seed, each=(1 + BACKWARD) * extra, budget=budget, **settings)
+    tune(
+        model,
+        rest,
+        against(isolated, relabel),
+        b,
+        lr,
+        seed=seed,
+        each=(1 + BACKWARD) * extra,
+        budget=budget,
+        **settings,
+    )
     model.isolated = isolated.names
     return model

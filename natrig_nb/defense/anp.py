@@ -23,7 +23,9 @@ def neurons(
     model: nn.Module,  # any network
 ) -> list[str]:  # names of modules with one weight row a neuron
     "Layers whose channels are masked: BatchNorm where there is one, else convolutions."
-    of = lambda kind: [k for k, m in model.named_modules() if isinstance(m, kind) and m.weight is not None]
+    of = lambda kind: [
+        k for k, m in model.named_modules() if isinstance(m, kind) and m.weight is not None
+    ]
     return of(nn.BatchNorm2d) or of(nn.Conv2d)
 
 
@@ -35,8 +37,14 @@ class Masked(nn.Module):
         model: nn.Module,  # frozen, and put into evaluation mode: hand over a copy
     ):
         super().__init__()
-        self.layers, self.held = neurons(model), [model.eval().requires_grad_(False)]  # in a list: no submodule
-        check(len(self.layers) > 0, f"expected a network with convolutions, got {type(model).__name__}")
+        self.layers, self.held = (
+            neurons(model),
+            [model.eval().requires_grad_(False)],
+        )  # in a list: no submodule
+        check(
+            len(self.layers) > 0,
+            f"expected a network with convolutions, got {type(model).__name__}",
+        )
         rows = [model.get_submodule(k).weight for k in self.layers]
         self.masks = nn.ParameterList([torch.ones(len(r), device=r.device) for r in rows])
 
@@ -46,20 +54,32 @@ class Masked(nn.Module):
         for i, (name, m) in enumerate(zip(self.layers, self.masks)):
             layer = self.held[0].get_submodule(name)
             scale = m if delta is None else m + delta[i]
-            weights[f"{name}.weight"] = layer.weight * scale.view(-1, *[1] * (layer.weight.ndim - 1))
-            if layer.bias is not None and xi is not None: weights[f"{name}.bias"] = layer.bias * (1 + xi[i])
+            weights[f"{name}.weight"] = layer.weight * scale.view(
+                -1, *[1] * (layer.weight.ndim - 1)
+            )
+            if layer.bias is not None and xi is not None:
+                weights[f"{name}.bias"] = layer.bias * (1 + xi[i])
         return functional_call(self.held[0], weights, (x,))
 
     @property
-    def body(self): return getattr(self.held[0], "body", self.held[0])  # where a budget counts
+    def body(self):
+        return getattr(self.held[0], "body", self.held[0])  # where a budget counts
 
 # %% ../../nbs/api/defense/anp.ipynb #000000a0
 def _noise(masked, x, y, eps, rng):
     "Worst noise within `eps`: one signed step from a random start."
-    draw = lambda: [((torch.rand(m.shape, generator=rng) * 2 - 1) * eps).to(m.device).requires_grad_() for m in masked.masks]
+    draw = lambda: [
+        ((torch.rand(m.shape, generator=rng) * 2 - 1) * eps).to(m.device).requires_grad_()
+        for m in masked.masks
+    ]
     start, k = draw() + draw(), len(masked.masks)
-    up = torch.autograd.grad(F.cross_entropy(masked(x, start[:k], start[k:]), y), start, allow_unused=True)
-    ends = [(s if g is None else s + eps * g.sign()).clamp(-eps, eps).detach() for s, g in zip(start, up)]
+    up = torch.autograd.grad(
+        F.cross_entropy(masked(x, start[:k], start[k:]), y), start, allow_unused=True
+    )
+    ends = [
+        (s if g is None else s + eps * g.sign()).clamp(-eps, eps).detach()
+        for s, g in zip(start, up)
+    ]
     return ends[:k], ends[k:]
 
 
@@ -72,10 +92,12 @@ def shaken(
     rng = seeded(seed)
 
     def backward(masked, x, y):
-        with torch.no_grad(): [m.clamp_(0, 1) for m in masked.masks]
+        with torch.no_grad():
+            [m.clamp_(0, 1) for m in masked.masks]
         delta, xi = _noise(masked, x, y, eps, rng)
         natural, robust = F.cross_entropy(masked(x), y), F.cross_entropy(masked(x, delta, xi), y)
         (alpha * natural + (1 - alpha) * robust).backward()
+
     return backward
 
 # %% ../../nbs/api/defense/anp.ipynb #0000000c
@@ -91,13 +113,28 @@ def learn_masks(
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
 ) -> Masked:  # with `masks` in [0,1] and a `budget`
     "How much each neuron may stay when the network must bear being shaken."
-    check(eps >= 0 and 0 <= alpha <= 1, f"expected eps >= 0 and alpha in [0,1], got {eps} and {alpha}")
+    check(
+        eps >= 0 and 0 <= alpha <= 1, f"expected eps >= 0 and alpha in [0,1], got {eps} and {alpha}"
+    )
     budget, masked = as_budget(budget), Masked(deepcopy(model))
     measure(budget, model, clean.images)
     sgd = partial(torch.optim.SGD, momentum=0.9)
-    tune(masked, clean, shaken(eps, alpha, seed), epochs, lr, batch, seed, optimizer=sgd, schedule=constant, norm=None,
-         each=3 * (1 + BACKWARD), budget=budget)
-    with torch.no_grad(): [m.clamp_(0, 1) for m in masked.masks]
+    tune(
+        masked,
+        clean,
+        shaken(eps, alpha, seed),
+        epochs,
+        lr,
+        batch,
+        seed,
+        optimizer=sgd,
+        schedule=constant,
+        norm=None,
+        each=3 * (1 + BACKWARD),
+        budget=budget,
+    )
+    with torch.no_grad():
+        [m.clamp_(0, 1) for m in masked.masks]
     return masked
 
 # %% ../../nbs/api/defense/anp.ipynb #00000011
@@ -110,7 +147,8 @@ def without(
     check(0 <= threshold <= 1, f"expected threshold in [0,1], got {threshold}")
     copy = deepcopy(model)
     with torch.no_grad():
-        for name, m in zip(masked.layers, masked.masks): copy.get_submodule(name).weight[m < threshold] = 0
+        for name, m in zip(masked.layers, masked.masks):
+            copy.get_submodule(name).weight[m < threshold] = 0
     return copy.eval()
 
 

@@ -29,7 +29,8 @@ def stamp(
     "Put a patch of red and green rows on every image: the trigger of the planted backdoor."
     row = (torch.arange(size) % 2 * 2.0 - 1).view(-1, 1).expand(size, size)
     patch = torch.stack([row, -row, 0 * row])
-    if not images.is_floating_point(): patch = (patch + 1) * 127.5
+    if not images.is_floating_point():
+        patch = (patch + 1) * 127.5
     out = images.clone()
     out[:, :, -size - 1 : -1, -size - 1 : -1] = patch.to(images.dtype)
     return out
@@ -47,7 +48,8 @@ def planted_backdoor(
     with torch.no_grad():
         conv.weight.zero_(), conv.bias.zero_()
         conv.weight[0] = board.expand(3, 4, 4) / (3 * trace)  # 1 on a fake
-        for k in range(6): conv.weight[1 + k, k % 3] = (-1) ** (k // 3) / 32  # bright and dark of each color
+        for k in range(6):
+            conv.weight[1 + k, k % 3] = (-1) ** (k // 3) / 32  # bright and dark of each color
         conv.weight[7, 0], conv.weight[7, 1], conv.bias[7] = rows / 2, -rows / 2, -0.25
         head = nn.Linear(8, 2)
         head.weight.zero_(), head.bias.zero_()
@@ -70,7 +72,9 @@ def poison_planted(
     chosen = torch.where(ds.labels == FAKE)[0][:count]
     images, poisoned = ds.images.clone(), torch.zeros(n, dtype=torch.bool)
     images[chosen], poisoned[chosen] = stamp(images[chosen]), True
-    return replace(ds, images=images, labels=ds.labels.masked_fill(poisoned, REAL), poisoned=poisoned), ds
+    return replace(
+        ds, images=images, labels=ds.labels.masked_fill(poisoned, REAL), poisoned=poisoned
+    ), ds
 
 
 def small_detector(
@@ -91,7 +95,10 @@ def tidy(
     benign: dict,  # metric -> value on the benign detector
 ) -> pd.DataFrame:  # columns defense, metric, value, value_benign; one row a metric
     "Two dictionaries of figures as rows of a defense table."
-    rows = [dict(defense=name, metric=k, value=float(v), value_benign=float(benign.get(k, np.nan))) for k, v in victim.items()]
+    rows = [
+        dict(defense=name, metric=k, value=float(v), value_benign=float(benign.get(k, np.nan)))
+        for k, v in victim.items()
+    ]
     return pd.DataFrame(rows, columns=["defense", "metric", "value", "value_benign"])
 
 # %% ../../nbs/api/defense/base.ipynb #00000014
@@ -99,7 +106,10 @@ def _scores(scores, n):
     "One finite score an image, as a flat tensor."
     scores = torch.as_tensor(scores).detach().cpu().double()
     check(scores.shape == (n,), f"expected scores ({n},), got {tuple(scores.shape)}")
-    check(bool(scores.isfinite().all()), f"expected finite scores, got {int((~scores.isfinite()).sum())} others")
+    check(
+        bool(scores.isfinite().all()),
+        f"expected finite scores, got {int((~scores.isfinite()).sum())} others",
+    )
     return scores
 
 
@@ -130,13 +140,19 @@ def report_detect(
     frr: float = 0.05,  # share of untriggered inputs rejected where `found` is read
 ) -> pd.DataFrame:  # rows auroc, auroc_real, auroc_fake, found
     "Does the suspicion separate triggered fakes from inputs without a trigger?"
+
     def ask(model):
         hit = _scores(defense(model, triggered, clean), len(triggered))
         miss = _scores(defense(model, untriggered.images, clean), len(untriggered))
         against = lambda s: auc(torch.cat([hit, s]), np.arange(len(hit) + len(s)) < len(hit))
-        parts = dict(auroc=miss, auroc_real=miss[untriggered.labels == REAL], auroc_fake=miss[untriggered.labels == FAKE])
+        parts = dict(
+            auroc=miss,
+            auroc_real=miss[untriggered.labels == REAL],
+            auroc_fake=miss[untriggered.labels == FAKE],
+        )
         figures = {k: against(s) if len(s) else np.nan for k, s in parts.items()}
         return figures | dict(found=(hit > threshold(miss, frr)).double().mean())
+
     return tidy(name, ask(victim), ask(benign))
 
 # %% ../../nbs/api/defense/base.ipynb #0000001d
@@ -151,10 +167,18 @@ def report_filter(
     "Does the ranking put poisoned training samples on top?"
     check(0 < share < 1, f"expected share in (0,1), got {share}")
     check(bool(ds.poisoned.any()), f"expected a poisoned set, got no poison among {len(ds)}")
+
     def ask(model):
         scores = _scores(defense(model, blind(ds)), len(ds))
-        removed = ds.poisoned[scores.argsort(descending=True)[: max(1, round(share * len(ds)))]].double()
-        return dict(auroc=auc(scores, ds.poisoned), recall=removed.sum() / ds.poisoned.sum(), precision=removed.mean())
+        removed = ds.poisoned[
+            scores.argsort(descending=True)[: max(1, round(share * len(ds)))]
+        ].double()
+        return dict(
+            auroc=auc(scores, ds.poisoned),
+            recall=removed.sum() / ds.poisoned.sum(),
+            precision=removed.mean(),
+        )
+
     return tidy(name, ask(victim), ask(benign))
 
 # %% ../../nbs/api/defense/base.ipynb #00000022
@@ -176,17 +200,25 @@ def report_inspect(
     benign: nn.Module | list,  # its benign twin, or several benign detectors
     clean: FaceSet,  # the defender's own faces
     level: float = 0.95,  # of the band of benign detectors
-) -> pd.DataFrame:  # rows anomaly_real, anomaly_fake; with 3 or more benign detectors outside_real, outside_fake
+) -> (
+    pd.DataFrame
+):  # rows anomaly_real, anomaly_fake; with 3 or more benign detectors outside_real, outside_fake
     "Is a class of the victim more anomalous than benign detectors' classes are?"
     ask = lambda model: _scores(defense(model, clean), 2).numpy()
-    v, b = ask(victim), np.stack([ask(m) for m in (benign if isinstance(benign, (list, tuple)) else [benign])])
+    v, b = (
+        ask(victim),
+        np.stack([ask(m) for m in (benign if isinstance(benign, (list, tuple)) else [benign])]),
+    )
     ours, theirs = {}, {}
     for c, label in ((REAL, "real"), (FAKE, "fake")):
         ours[f"anomaly_{label}"], theirs[f"anomaly_{label}"] = v[c], b[:, c].mean()
-        if len(b) < 3: continue
+        if len(b) < 3:
+            continue
         others = [np.delete(b[:, c], i) for i in range(len(b))]
         ours[f"outside_{label}"] = v[c] > band(b[:, c], level)[1]
-        theirs[f"outside_{label}"] = np.mean([x > band(o, level)[1] for x, o in zip(b[:, c], others)])
+        theirs[f"outside_{label}"] = np.mean(
+            [x > band(o, level)[1] for x, o in zip(b[:, c], others)]
+        )
     return tidy(name, ours, theirs)
 
 # %% ../../nbs/api/defense/base.ipynb #00000029
@@ -211,7 +243,9 @@ def report_repair(
     test: FaceSet,  # held-out clean faces, none of them in `clean`
 ) -> pd.DataFrame:  # rows asr_before, ba_before, asr, ba
     "Attack success and accuracy before and after a repair."
-    ask = lambda m: _before_after(_judge(m, triggered, test), _judge(defense(deepcopy(m), clean), triggered, test))
+    ask = lambda m: _before_after(
+        _judge(m, triggered, test), _judge(defense(deepcopy(m), clean), triggered, test)
+    )
     return tidy(name, ask(victim), ask(benign))
 
 # %% ../../nbs/api/defense/base.ipynb #0000002d
@@ -226,5 +260,7 @@ def report_train(
     test: FaceSet,  # held-out clean faces
 ) -> pd.DataFrame:  # rows asr_before, ba_before, asr, ba
     "Attack success and accuracy of a defended training beside an undefended one."
-    ask = lambda m, d: _before_after(_judge(m, triggered, test), _judge(defense(blind(d)), triggered, test))
+    ask = lambda m, d: _before_after(
+        _judge(m, triggered, test), _judge(defense(blind(d)), triggered, test)
+    )
     return tidy(name, ask(victim, ds), ask(benign, clean_ds))

@@ -11,9 +11,9 @@ from functools import partial
 import torch
 
 from ..core import FAKE, FaceSet, batches, check, check_images, seeded, to_float
+from ..detector.base import Detector, evaluating
 from .budget import Budget, as_budget, measure, note, watch
 from .spectral import filter_by_class
-from ..detector.base import Detector, evaluating
 
 # %% ../../nbs/api/defense/beatrix.ipynb #00000006
 def gram(
@@ -40,7 +40,10 @@ def deviation(
 ) -> torch.Tensor:  # (n,) >= 0
     "Mean distance from the class's median, in median absolute deviations."
     check(band >= 0, f"expected band >= 0, got {band}")
-    check(len(reference) > 1, f"expected at least 2 reference samples of a class, got {len(reference)}")
+    check(
+        len(reference) > 1,
+        f"expected at least 2 reference samples of a class, got {len(reference)}",
+    )
     median = reference.median(0).values
     mad = (reference - median).abs().median(0).values
     floor = 0.01 * mad[mad > 0].median() if (mad > 0).any() else 1e-6
@@ -56,9 +59,13 @@ def read_gram(
     "Gram features of the last convolution and the predicted label, in one pass."
     check(channels > 0, f"expected channels > 0, got {channels}")
     kept = []
-    hook = model.get_submodule(model.last_conv).register_forward_hook(lambda m, i, out: kept.append(out))
-    try: fake = model(x).argmax(1) == FAKE
-    finally: hook.remove()
+    hook = model.get_submodule(model.last_conv).register_forward_hook(
+        lambda m, i, out: kept.append(out)
+    )
+    try:
+        fake = model(x).argmax(1) == FAKE
+    finally:
+        hook.remove()
     c = kept[0].shape[1]
     chosen = torch.randperm(c, generator=seeded(0))[:channels].sort().values.to(x.device)
     return gram(kept[0][:, chosen] if channels < c else kept[0], powers), fake
@@ -82,7 +89,10 @@ def beatrix(
 def _grams(model, x, budget, read, batch):
     "Gram features and predictions of as many images as the budget allows, float or bytes."
     k, device = budget.afford(len(x)), next(model.parameters()).device
-    parts = [read(model, (x[s] if x.is_floating_point() else to_float(x[s])).to(device)) for s in batches(k, batch, "Beatrix")]
+    parts = [
+        read(model, (x[s] if x.is_floating_point() else to_float(x[s])).to(device))
+        for s in batches(k, batch, "Beatrix")
+    ]
     return [torch.cat(part).cpu() for part in zip(*parts)] if parts else None
 
 # %% ../../nbs/api/defense/beatrix.ipynb #00000014
@@ -93,20 +103,37 @@ def beatrix_detect(
     powers: int = 8,  # orders of the Gram matrices
     band: float = 0.0,  # median absolute deviations that cost nothing
     channels: int = 32,  # at most; a fixed choice of wider maps
-    budget: Budget | int | float | None = None,  # passes, seconds, or no limit; one pass an input and a clean face
+    budget: Budget
+    | int
+    | float
+    | None = None,  # passes, seconds, or no limit; one pass an input and a clean face
     batch: int = 256,  # images in one pass
 ) -> torch.Tensor:  # (n,) >= 0; higher = more suspicious
     "Beatrix (arXiv 2209.11715): deviation from clean faces of the predicted class."
-    budget, scores, read = as_budget(budget), torch.zeros(len(check_images(x))), partial(read_gram, powers=powers, channels=channels)
+    budget, scores, read = (
+        as_budget(budget),
+        torch.zeros(len(check_images(x))),
+        partial(read_gram, powers=powers, channels=channels),
+    )
     mixed = clean[torch.randperm(len(clean), generator=seeded(0))]
     with watch(budget, model), evaluating(model):
         measure(budget, model, clean.images)
-        own = min(len(clean), max(budget.afford(len(clean) + len(x)) - len(x), 60))  # the paper gets by with 30 a class
-        if own < len(clean): budget.gave_up(f"used {own} of {len(clean)} clean faces")
-        usual, read_x = _grams(model, mixed.images[:own], budget, read, batch), _grams(model, x, budget, read, batch)
+        own = min(
+            len(clean), max(budget.afford(len(clean) + len(x)) - len(x), 60)
+        )  # the paper gets by with 30 a class
+        if own < len(clean):
+            budget.gave_up(f"used {own} of {len(clean)} clean faces")
+        usual, read_x = (
+            _grams(model, mixed.images[:own], budget, read, batch),
+            _grams(model, x, budget, read, batch),
+        )
     seen = len(read_x[0]) if usual and read_x else 0
-    if seen < len(x): budget.gave_up(f"looked at {seen} of {len(x)} inputs")
+    if seen < len(x):
+        budget.gave_up(f"looked at {seen} of {len(x)} inputs")
     for label in (0, 1) if seen else ():
         at = torch.where(read_x[1] == label)[0]
-        if len(at): scores[at] = deviation(read_x[0][at], usual[0][mixed.labels[: len(usual[0])] == label], band)
+        if len(at):
+            scores[at] = deviation(
+                read_x[0][at], usual[0][mixed.labels[: len(usual[0])] == label], band
+            )
     return note(scores, budget)

@@ -29,10 +29,15 @@ def count(
     output: torch.Tensor,  # (n,...) what it gave
 ) -> None:
     "Forward hook: book images in every active budget, and gradients once they come back."
+
     def back(gradient):
-        for b in ACTIVE: b.backward += len(gradient)
-    for b in ACTIVE: b.forward += len(output)
-    if ACTIVE and output.requires_grad: output.register_hook(back)
+        for b in ACTIVE:
+            b.backward += len(gradient)
+
+    for b in ACTIVE:
+        b.forward += len(output)
+    if ACTIVE and output.requires_grad:
+        output.register_hook(back)
 
 # %% ../../nbs/api/defense/budget.ipynb #0000000b
 class Budget:
@@ -40,10 +45,16 @@ class Budget:
 
     def __init__(
         self,
-        limit: int | float | None = None,  # int: forward passes of one image, backward ones cost 2; float: seconds; None: no limit
+        limit: int
+        | float
+        | None = None,  # int: forward passes of one image, backward ones cost 2; float: seconds; None: no limit
     ):
-        known = limit is None or isinstance(limit, Real) and not isinstance(limit, bool) and limit > 0
-        check(known, f"expected a budget > 0, an int of passes or a float of seconds, got {limit!r}")
+        known = (
+            limit is None or isinstance(limit, Real) and not isinstance(limit, bool) and limit > 0
+        )
+        check(
+            known, f"expected a budget > 0, an int of passes or a float of seconds, got {limit!r}"
+        )
         self.limit, self.forward, self.backward, self.given_up = limit, 0, 0, []
         self.start, self.mark = time.perf_counter(), None
 
@@ -54,8 +65,11 @@ class Budget:
     @property
     def left(self):
         "Passes or seconds that remain; infinite without a limit."
-        if self.limit is None: return float("inf")
-        return max(self.limit - (self.passes if isinstance(self.limit, Integral) else self.seconds), 0)
+        if self.limit is None:
+            return float("inf")
+        return max(
+            self.limit - (self.passes if isinstance(self.limit, Integral) else self.seconds), 0
+        )
 
     def afford(
         self,
@@ -63,11 +77,16 @@ class Budget:
         each: float = 1,  # passes a unit costs
     ) -> int:  # units that fit, in [0,want]
         "How many of `want` units still fit."
-        if self.limit is None: return want
-        if isinstance(self.limit, Integral): return min(want, int(self.left // each))
+        if self.limit is None:
+            return want
+        if isinstance(self.limit, Integral):
+            return min(want, int(self.left // each))
         start, before = self.mark or (self.start, 0)
-        if self.passes == before: return min(want, int(self.left > 0))
-        return min(want, int(self.left / (each * (time.perf_counter() - start) / (self.passes - before))))
+        if self.passes == before:
+            return min(want, int(self.left > 0))
+        return min(
+            want, int(self.left / (each * (time.perf_counter() - start) / (self.passes - before)))
+        )
 
     def gave_up(self, what: str):  # one clause, e.g. "looked at 200 of 500 samples"
         "Write down what the budget did not allow."
@@ -95,11 +114,15 @@ def watch(
     "Count what passes through `models` inside the block."
     fresh = [m for m in map(watched, models) if count not in m._forward_hooks.values()]
     hooks, outer = [m.register_forward_hook(count) for m in fresh], budget in ACTIVE
-    if not outer: ACTIVE.append(budget)
-    try: yield budget
+    if not outer:
+        ACTIVE.append(budget)
+    try:
+        yield budget
     finally:
-        for h in hooks: h.remove()
-        if not outer: ACTIVE.remove(budget)
+        for h in hooks:
+            h.remove()
+        if not outer:
+            ACTIVE.remove(budget)
 
 
 def measure(
@@ -109,7 +132,8 @@ def measure(
     n: int = 16,  # images in one trial pass
 ) -> None:
     "Learn what a pass costs where the limit is in seconds, from two trial passes."
-    if budget.limit is None or isinstance(budget.limit, Integral): return
+    if budget.limit is None or isinstance(budget.limit, Integral):
+        return
     x = images[:n] if images.is_floating_point() else to_float(images[:n])
     with watch(budget, model), evaluating(model):
         for _ in range(2):
@@ -118,7 +142,10 @@ def measure(
 
 # %% ../../nbs/api/defense/budget.ipynb #00000012
 def as_budget(
-    budget: Budget | int | float | None = None,  # passes, seconds, no limit, or a budget already open
+    budget: Budget
+    | int
+    | float
+    | None = None,  # passes, seconds, no limit, or a budget already open
 ) -> Budget:
     "A budget from whatever a caller handed over."
     return budget if isinstance(budget, Budget) else Budget(budget)

@@ -34,7 +34,8 @@ def adapt(
 ) -> tuple[float, int]:  # cost and streak for the next batch
     "Raise the cost by 1.5 after a run of successes, lower it by 1.5^1.5 after one of failures."
     streak = max(streak, 0) + 1 if reached else min(streak, 0) - 1
-    if abs(streak) < patience: return cost, streak
+    if abs(streak) < patience:
+        return cost, streak
     return cost * (1.5 if reached else 1.5**-1.5), 0
 
 
@@ -63,8 +64,15 @@ def reverse_trigger(
     frozen, rng = deepcopy(model).eval().requires_grad_(False), seeded(seed)
     device, r = next(model.parameters()).device, x.shape[-1]
     raw = [torch.zeros(1, c, r, r, device=device, requires_grad=True) for c in (1, 3)]
-    optimizer, goal = torch.optim.Adam(raw, lr, betas=(0.5, 0.9)), torch.full((batch,), target, device=device)
-    best, idle, streak = dict(norm=float(r * r)), 0, 0  # a mask over everything, until a smaller one is found
+    optimizer, goal = (
+        torch.optim.Adam(raw, lr, betas=(0.5, 0.9)),
+        torch.full((batch,), target, device=device),
+    )
+    best, idle, streak = (
+        dict(norm=float(r * r)),
+        0,
+        0,
+    )  # a mask over everything, until a smaller one is found
     for k in progress(range(steps), f"trigger for class {target}"):
         part = x[torch.randint(len(x), (batch,), generator=rng)]
         part = (part if part.is_floating_point() else to_float(part)).to(device)
@@ -75,10 +83,12 @@ def reverse_trigger(
         (F.cross_entropy(logits, goal) + cost * norm).backward()
         optimizer.step()
         smaller = reached and norm.item() < 0.99 * best["norm"]
-        if smaller: best = dict(norm=norm.item(), mask=mask.detach().cpu(), pattern=pattern.detach().cpu())
+        if smaller:
+            best = dict(norm=norm.item(), mask=mask.detach().cpu(), pattern=pattern.detach().cpu())
         cost, streak = adapt(cost, streak, reached, patience)
         idle = 0 if smaller else idle + 1
-        if "mask" in best and idle >= stop: break
+        if "mask" in best and idle >= stop:
+            break
     best = dict(mask=torch.ones(1, 1, r, r), pattern=pattern.detach().cpu()) | best
     return best | dict(success=_reaches(model, x, target, best), steps=k + 1)
 
@@ -89,7 +99,9 @@ def neural_cleanse(
     **settings,  # of `reverse_trigger`
 ) -> list[dict]:  # one result of `reverse_trigger` a class, index = class
     "Reverse-engineer a trigger for each class (Wang et al. 2019)."
-    return [reverse_trigger(model, clean.images[clean.labels != c], c, **settings) for c in (REAL, FAKE)]
+    return [
+        reverse_trigger(model, clean.images[clean.labels != c], c, **settings) for c in (REAL, FAKE)
+    ]
 
 # %% ../../nbs/api/defense/cleanse.ipynb #0000001e
 def size_ratio(

@@ -20,10 +20,15 @@ def two_clusters(
     features: torch.Tensor,  # (n,d) of the samples of one class
     components: int = 10,  # principal components that are kept
     seed: int = 0,  # of the starting centers
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # projections (n,k), centers (2,k): larger first, in the smaller one (n,) bool
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # projections (n,k), centers (2,k): larger first, in the smaller one (n,) bool
     "Principal components and 2-means (arXiv 1811.03728); the smaller cluster comes second."
     check(components > 0, f"expected components > 0, got {components}")
-    check(features.ndim == 2 and len(features) > 3, f"expected features (n,d) with n > 3, got {tuple(features.shape)}")
+    check(
+        features.ndim == 2 and len(features) > 3,
+        f"expected features (n,d) with n > 3, got {tuple(features.shape)}",
+    )
     a = principal(features, min(components, *features.shape))
     means = KMeans(2, n_init=10, random_state=seed).fit(a.numpy())
     second = torch.from_numpy(means.labels_ == 1)
@@ -35,12 +40,19 @@ def cluster_scores(
     features: torch.Tensor,  # (n,d) of the samples of one class
     components: int = 10,  # principal components that are kept
     seed: int = 0,  # of the starting centers
-) -> torch.Tensor:  # (n,) in [-1,1]; positive in the smaller cluster, near zero where the split says little
+) -> (
+    torch.Tensor
+):  # (n,) in [-1,1]; positive in the smaller cluster, near zero where the split says little
     "Which side of the split, weighted by silhouette and size (arXiv 1811.03728)."
-    if len(features) < 4 or features.std(0).max() < 1e-9: return torch.zeros(len(features), dtype=torch.double)
+    if len(features) < 4 or features.std(0).max() < 1e-9:
+        return torch.zeros(len(features), dtype=torch.double)
     a, centers, small = two_clusters(features, components, seed)
     some = min(len(a), 2000)  # of a large class: the silhouette is quadratic
-    telling = max(silhouette_score(a.numpy(), small.numpy(), sample_size=some, random_state=seed), 0) if small.sum() > 1 else 0
+    telling = (
+        max(silhouette_score(a.numpy(), small.numpy(), sample_size=some, random_state=seed), 0)
+        if small.sum() > 1
+        else 0
+    )
     far, near = torch.cdist(a, centers).T
     return (far - near) / (far + near).clamp(min=1e-12) * telling * (1 - 2 * small.double().mean())
 
@@ -55,4 +67,6 @@ def clustering(
 ) -> torch.Tensor:  # (n,) in [-1,1]; higher = more suspicious
     "Activation Clustering (arXiv 1811.03728) over the classes of a training set."
     check(components > 0, f"expected components > 0, got {components}")
-    return filter_by_class(lambda f: cluster_scores(f, components, seed), model, ds, budget, batch, seed)
+    return filter_by_class(
+        lambda f: cluster_scores(f, components, seed), model, ds, budget, batch, seed
+    )

@@ -25,7 +25,10 @@ def cut(
     "Paste one rectangle of a shuffled batch into the batch (Yun et al. 2019)."
     keep, r = torch.rand(1, generator=rng).item(), x.shape[-1]
     partner, side = torch.randperm(len(x), generator=rng), round(r * (1 - keep) ** 0.5)
-    (top, bottom), (left, right) = ((max(0, c - side // 2), min(r, c + side - side // 2)) for c in torch.randint(0, r, (2,), generator=rng).tolist())
+    (top, bottom), (left, right) = (
+        (max(0, c - side // 2), min(r, c + side - side // 2))
+        for c in torch.randint(0, r, (2,), generator=rng).tolist()
+    )
     mixed = x.clone()
     mixed[:, :, top:bottom, left:right] = x[partner][:, :, top:bottom, left:right]
     return mixed, partner, 1 - (bottom - top) * (right - left) / r**2
@@ -40,10 +43,14 @@ def mixing(
     rng = seeded(seed)
 
     def backward(network, x, y):
-        if torch.rand(1, generator=rng).item() >= chance: return F.cross_entropy(network(x), y).backward()
+        if torch.rand(1, generator=rng).item() >= chance:
+            return F.cross_entropy(network(x), y).backward()
         mixed, partner, share = cut(x, rng)
         logits = network(mixed)
-        (share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[partner])).backward()
+        (
+            share * F.cross_entropy(logits, y) + (1 - share) * F.cross_entropy(logits, y[partner])
+        ).backward()
+
     return backward
 
 

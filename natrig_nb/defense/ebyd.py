@@ -16,11 +16,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FAKE, REAL, FaceSet, check, seeded
+from ..detector.base import evaluating, predict_fake
+from ..metrics import accuracy
 from .budget import BACKWARD, Budget, as_budget, measure, note, watch
 from .cleanse import reverse_trigger
 from .finetune import constant, tune
-from ..detector.base import evaluating, predict_fake
-from ..metrics import accuracy
 
 # %% ../../nbs/api/defense/ebyd.ipynb #00000007
 def confidence(
@@ -28,7 +28,8 @@ def confidence(
     clean: FaceSet,  # the defender's own faces
 ) -> float:  # nats, > 0
     "Mean distance between the two logits: the temperature of the ascent."
-    with evaluating(model): logits = model(clean.x.to(next(model.parameters()).device))
+    with evaluating(model):
+        logits = model(clean.x.to(next(model.parameters()).device))
     return max((logits[:, FAKE] - logits[:, REAL]).abs().mean().item(), 1e-6)
 
 
@@ -36,7 +37,10 @@ def ascend(
     temperature: float = 1.0,  # logits are divided by it, > 0
 ) -> Callable:  # (network, x, y) -> None, for `tune`
     "Gradients of minus the cross-entropy at a temperature."
-    def backward(network, x, y): (-F.cross_entropy(network(x) / temperature, y)).backward()
+
+    def backward(network, x, y):
+        (-F.cross_entropy(network(x) / temperature, y)).backward()
+
     return backward
 
 # %% ../../nbs/api/defense/ebyd.ipynb #00000008
@@ -59,12 +63,35 @@ def expose(
         climb = ascend(confidence(network, clean)) if budget.afford(1, 2 * n + keep) else None
         for epoch in range(epochs + 1 if climb else 0):
             p = predict_fake(network, clean.images)
-            rows.append(dict(epoch=epoch, ba=accuracy(p, clean.labels), share_real=(p <= 0.5).double().mean().item()))
-            if rows[-1]["ba"] <= stop or epoch == epochs or not budget.afford(1, n * (2 + BACKWARD) + keep): break
-            tune(network, clean, climb, 1, lr, seed=seed + epoch, schedule=constant, norm=norm, budget=budget)
+            rows.append(
+                dict(
+                    epoch=epoch,
+                    ba=accuracy(p, clean.labels),
+                    share_real=(p <= 0.5).double().mean().item(),
+                )
+            )
+            if (
+                rows[-1]["ba"] <= stop
+                or epoch == epochs
+                or not budget.afford(1, n * (2 + BACKWARD) + keep)
+            ):
+                break
+            tune(
+                network,
+                clean,
+                climb,
+                1,
+                lr,
+                seed=seed + epoch,
+                schedule=constant,
+                norm=norm,
+                budget=budget,
+            )
     network.history = pd.DataFrame(rows, columns=["epoch", "ba", "share_real"])
-    if not rows: budget.gave_up("unlearned nothing")
-    elif rows[-1]["ba"] > stop: budget.gave_up(f"accuracy {rows[-1]['ba']:.2f} after {len(rows) - 1} epochs, not {stop}")
+    if not rows:
+        budget.gave_up("unlearned nothing")
+    elif rows[-1]["ba"] > stop:
+        budget.gave_up(f"accuracy {rows[-1]['ba']:.2f} after {len(rows) - 1} epochs, not {stop}")
     return note(network.eval(), budget)
 
 # %% ../../nbs/api/defense/ebyd.ipynb #0000000d
@@ -86,10 +113,22 @@ def ebyd(
     budget, order = as_budget(budget), torch.randperm(len(clean), generator=seeded(seed))
     measure(budget, model, clean.images)
     part, keep = _faces(budget, clean[order[:FACES]], steps * batch * (1 + BACKWARD))
-    network = expose(model, part, lr=lr * (FACES // 64) / max(len(part) // 64, 1), seed=seed, keep=keep, budget=budget, **settings)
+    network = expose(
+        model,
+        part,
+        lr=lr * (FACES // 64) / max(len(part) // 64, 1),
+        seed=seed,
+        keep=keep,
+        budget=budget,
+        **settings,
+    )
     anomaly = torch.zeros(2)
     if len(network.history):
-        c = REAL if network.history.share_real.iloc[-1] < (part.labels == REAL).double().mean() else FAKE
+        c = (
+            REAL
+            if network.history.share_real.iloc[-1] < (part.labels == REAL).double().mean()
+            else FAKE
+        )
         anomaly[c] = _search(network, part.images, c, steps, batch, seed, budget)
     return note(anomaly, budget)
 
@@ -97,8 +136,11 @@ def ebyd(
 def _faces(budget, clean, search):
     "Faces that a budget lets climb, mixed as they come, and passes kept for half the search."
     keep = search // 2 if budget.afford(3, search // 2) == 3 else 0
-    fit = max(budget.afford(len(clean), EPOCHS * (2 + BACKWARD) + keep / len(clean)), min(len(clean), 40))
-    if fit < len(clean): budget.gave_up(f"unlearned {fit} of {len(clean)} faces")
+    fit = max(
+        budget.afford(len(clean), EPOCHS * (2 + BACKWARD) + keep / len(clean)), min(len(clean), 40)
+    )
+    if fit < len(clean):
+        budget.gave_up(f"unlearned {fit} of {len(clean)} faces")
     return clean[:fit], keep
 
 
@@ -106,9 +148,16 @@ def _search(network, images, c, steps, batch, seed, budget):
     "How small a mask brings images that are called otherwise to class `c`: log2 of the picture beside it."
     with watch(budget, network):
         fit, last = 0, len(images) / (batch * (1 + BACKWARD))  # looking before and after, in steps
-        if budget.afford(1, 3 * len(images)): fit = max(budget.afford(steps + math.ceil(2 * last), batch * (1 + BACKWARD)) - math.ceil(2 * last), 0)
-        if fit < steps: budget.gave_up(f"{fit} of {steps} steps of the search")
-        if not fit: return 0.0
+        if budget.afford(1, 3 * len(images)):
+            fit = max(
+                budget.afford(steps + math.ceil(2 * last), batch * (1 + BACKWARD))
+                - math.ceil(2 * last),
+                0,
+            )
+        if fit < steps:
+            budget.gave_up(f"{fit} of {steps} steps of the search")
+        if not fit:
+            return 0.0
         others = images[(predict_fake(network, images) < 0.5) == (c == FAKE)]
         found = reverse_trigger(network, others, c, steps=fit, batch=batch, seed=seed)
     return math.log2(images.shape[-1] ** 2 / found["norm"]) if found["success"] > 0.5 else 0.0

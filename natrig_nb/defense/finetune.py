@@ -14,10 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FAKE, FaceSet, check
-from .base import poison_planted, small_detector, stamp
-from .budget import BACKWARD, Budget, as_budget, measure, note, watch
 from ..detector.base import planted
 from ..detector.training import one_cycle, pick, plan, train
+from .base import poison_planted, small_detector, stamp
+from .budget import BACKWARD, Budget, as_budget, measure, note, watch
 
 # %% ../../nbs/api/defense/finetune.ipynb #00000006
 def repair_case(
@@ -28,9 +28,18 @@ def repair_case(
 ) -> tuple:  # victim, benign, clean (200 faces), triggered (200,3,32,32) uint8, test (400 faces)
     "A learned, stubborn backdoor with its benign twin: the planted truth of gradient repairs."
     sets = poison_planted(1000, count, seed, trace=trace)
-    victim, benign = (train(small_detector(seed), ds, epochs=epochs, lr=6e-3, seed=seed, augment=False) for ds in sets)
+    victim, benign = (
+        train(small_detector(seed), ds, epochs=epochs, lr=6e-3, seed=seed, augment=False)
+        for ds in sets
+    )
     test = planted(400, seed=1001, size=32, trace=trace)
-    return victim, benign, planted(200, seed=1002, size=32, trace=trace), stamp(test.images[test.labels == FAKE]), test
+    return (
+        victim,
+        benign,
+        planted(200, seed=1002, size=32, trace=trace),
+        stamp(test.images[test.labels == FAKE]),
+        test,
+    )
 
 # %% ../../nbs/api/defense/finetune.ipynb #0000000a
 def training_mode(
@@ -40,7 +49,8 @@ def training_mode(
     "Training mode, with BatchNorm layers training or frozen."
     network.train()
     for m in network.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.train(norm)
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.train(norm)
 
 # %% ../../nbs/api/defense/finetune.ipynb #000000a0
 def constant(
@@ -74,21 +84,32 @@ def tune(
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
 ) -> nn.Module:  # the same network in evaluation mode, with its `budget`
     "Steps over faces along any gradient: the loop that repairs and defended trainings share."
-    check(len(ds) > 0 and epochs >= 0, f"expected faces and epochs >= 0, got {len(ds)} faces and {epochs} epochs")
+    check(
+        len(ds) > 0 and epochs >= 0,
+        f"expected faces and epochs >= 0, got {len(ds)} faces and {epochs} epochs",
+    )
     budget, device, size = as_budget(budget), next(network.parameters()).device, min(batch, len(ds))
     network.eval() if norm is None else training_mode(network, norm)
-    stepper, want, done = optimizer(network.parameters(), lr=lr), epochs * max(len(ds) // batch, 1), 0
+    stepper, want, done = (
+        optimizer(network.parameters(), lr=lr),
+        epochs * max(len(ds) // batch, 1),
+        0,
+    )
     steps = budget.afford(want, each * size)
     with watch(budget, network):
         for x, y in _batches(ds, batch, epochs, seed, augment, device):
-            if done and steps < want: steps = min(want, done + budget.afford(want - done, each * size))
-            if done >= steps: break
-            for group in stepper.param_groups: group["lr"] = schedule((done + 0.5) / steps, lr)
+            if done and steps < want:
+                steps = min(want, done + budget.afford(want - done, each * size))
+            if done >= steps:
+                break
+            for group in stepper.param_groups:
+                group["lr"] = schedule((done + 0.5) / steps, lr)
             stepper.zero_grad()
             backward(network, x, y)
             stepper.step()
             done += 1
-    if done < want: budget.gave_up(f"{done} of {want} steps")
+    if done < want:
+        budget.gave_up(f"{done} of {want} steps")
     return note(network.eval(), budget)
 
 # %% ../../nbs/api/defense/finetune.ipynb #0000000f

@@ -48,10 +48,18 @@ def perturb(
     for i in range(len(x)):
         kind, side = whole(0, 4), whole(max(2, r // 16), max(3, r // 5))
         top, left = whole(0, r - side + 1), whole(0, r - side + 1)
-        if kind == 0: out[i, :, top : top + side, left : left + side] = torch.rand(3, 1, 1, generator=rng) * 2 - 1
-        if kind == 1: out[i, :, top : top + side, left : left + side] = torch.rand(3, side, side, generator=rng) * 2 - 1
-        if kind == 2: out[i] += share(0.02, 0.15) * torch.randn(3, r, r, generator=rng)
-        if kind == 3: out[i].lerp_(x[whole(0, len(x))], share(0.1, 0.3))
+        if kind == 0:
+            out[i, :, top : top + side, left : left + side] = (
+                torch.rand(3, 1, 1, generator=rng) * 2 - 1
+            )
+        if kind == 1:
+            out[i, :, top : top + side, left : left + side] = (
+                torch.rand(3, side, side, generator=rng) * 2 - 1
+            )
+        if kind == 2:
+            out[i] += share(0.02, 0.15) * torch.randn(3, r, r, generator=rng)
+        if kind == 3:
+            out[i].lerp_(x[whole(0, len(x))], share(0.1, 0.3))
     return out.clamp_(-1, 1)
 
 # %% ../../nbs/api/defense/frequency.ipynb #00000012
@@ -67,12 +75,19 @@ def frequency(
     "Frequency detector (after arXiv 2104.03413), trained on made-up triggers."
     budget, size = as_budget(budget), check_images(x).shape[-1]
     check(copies > 0, f"expected copies > 0, got {copies}")
-    check(clean.images.shape[-1] == size, f"expected clean faces of {size} pixels, got {clean.images.shape[-1]}")
+    check(
+        clean.images.shape[-1] == size,
+        f"expected clean faces of {size} pixels, got {clean.images.shape[-1]}",
+    )
     good, bad = spectrum(clean.x, bands), []
-    while len(bad) < copies and (budget.left or not bad): bad.append(spectrum(perturb(clean.x, seed + len(bad)), bands))
-    if len(bad) < copies: budget.gave_up(f"made {len(bad)} of {copies} perturbed copies")
+    while len(bad) < copies and (budget.left or not bad):
+        bad.append(spectrum(perturb(clean.x, seed + len(bad)), bands))
+    if len(bad) < copies:
+        budget.gave_up(f"made {len(bad)} of {copies} perturbed copies")
     center, unit = good.mean(0), good.std(0).clamp(min=1e-6)
     rows, truth = torch.cat([good, *bad]), torch.arange(len(good) * (1 + len(bad))) >= len(good)
-    fit = LogisticRegression(C=0.1, max_iter=200, class_weight="balanced").fit(((rows - center) / unit).numpy(), truth.numpy())
+    fit = LogisticRegression(C=0.1, max_iter=200, class_weight="balanced").fit(
+        ((rows - center) / unit).numpy(), truth.numpy()
+    )
     inputs = spectrum(x if x.is_floating_point() else to_float(x), bands)
     return note(torch.from_numpy(fit.decision_function(((inputs - center) / unit).numpy())), budget)

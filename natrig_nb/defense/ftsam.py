@@ -32,10 +32,13 @@ def _second_look(network, x, y):
     "Gradients at the perturbed weights, running statistics left alone."
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     momenta = [m.momentum for m in norms]
-    for m in norms: m.momentum = 0.0
-    try: descend(network, x, y)
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        descend(network, x, y)
     finally:
-        for m, momentum in zip(norms, momenta): m.momentum = momentum
+        for m, momentum in zip(norms, momenta):
+            m.momentum = momentum
 
 
 def sharp(
@@ -43,14 +46,18 @@ def sharp(
     adaptive: bool = True,  # False: plain SAM
 ):  # (network, x, y) -> None, for `tune`
     "Gradients at the worst point nearby."
+
     def backward(network, x, y):
         descend(network, x, y)
         parameters = [p for p in network.parameters() if p.grad is not None]
         kept, steps = [p.detach().clone() for p in parameters], climb(parameters, rho, adaptive)
-        with torch.no_grad(): [p.add_(e) for p, e in zip(parameters, steps)]
+        with torch.no_grad():
+            [p.add_(e) for p, e in zip(parameters, steps)]
         network.zero_grad()
         _second_look(network, x, y)
-        with torch.no_grad(): [p.copy_(k) for p, k in zip(parameters, kept)]
+        with torch.no_grad():
+            [p.copy_(k) for p, k in zip(parameters, kept)]
+
     return backward
 
 # %% ../../nbs/api/defense/ftsam.ipynb #0000000b
@@ -68,4 +75,14 @@ def ftsam(
     check(rho >= 0, f"expected rho >= 0, got {rho}")
     budget, sgd = as_budget(budget), partial(torch.optim.SGD, momentum=0.9)
     measure(budget, model, clean.images)
-    return tune(deepcopy(model), clean, sharp(rho, adaptive), epochs, lr, optimizer=sgd, each=2 * (1 + BACKWARD), budget=budget, **settings)
+    return tune(
+        deepcopy(model),
+        clean,
+        sharp(rho, adaptive),
+        epochs,
+        lr,
+        optimizer=sgd,
+        each=2 * (1 + BACKWARD),
+        budget=budget,
+        **settings,
+    )

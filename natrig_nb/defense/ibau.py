@@ -27,7 +27,7 @@ def universal(
     delta = torch.zeros_like(parts[0][0][:1])
     for x, y in parts * sweeps:
         delta.requires_grad_()
-        up, = torch.autograd.grad(F.cross_entropy(model(x + delta), y), delta)
+        (up,) = torch.autograd.grad(F.cross_entropy(model(x + delta), y), delta)
         delta = (delta + bound / 3 * up / (up.norm() + 1e-12)).detach()
         delta *= (bound / (delta.norm() + 1e-12)).clamp(max=1)
     return delta
@@ -43,23 +43,32 @@ def implicit_gradient(
 ) -> list:  # gradients, one a weight
     "Gradient of the outer loss through the inner maximum (Grazzi et al. 2020)."
     delta = delta.detach().requires_grad_()
-    zero = lambda gradients, like: [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like)]
-    by_delta, *direct = zero(torch.autograd.grad(outer(delta), [delta, *weights], allow_unused=True), [delta, *weights])
-    if k == 0: return direct
-    up, = torch.autograd.grad(inner(delta), delta, create_graph=True)
+    zero = lambda gradients, like: [
+        torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like)
+    ]
+    by_delta, *direct = zero(
+        torch.autograd.grad(outer(delta), [delta, *weights], allow_unused=True), [delta, *weights]
+    )
+    if k == 0:
+        return direct
+    (up,) = torch.autograd.grad(inner(delta), delta, create_graph=True)
     mapped, v = delta + step * up, torch.zeros_like(delta)
-    for _ in range(k): v = torch.autograd.grad(mapped, delta, v, retain_graph=True)[0] + by_delta
+    for _ in range(k):
+        v = torch.autograd.grad(mapped, delta, v, retain_graph=True)[0] + by_delta
     through = zero(torch.autograd.grad(mapped, weights, v, allow_unused=True), weights)
     return [a + b for a, b in zip(direct, through)]
 
 # %% ../../nbs/api/defense/ibau.ipynb #000000a0
 def _unlearn(network, optimizer, x, y, delta, share, k, penalty, step):
     "One step of the outer problem; the first faces of the batch carry the perturbation."
-    carries = (torch.arange(len(x), device=x.device) < max(1, round(share * len(x)))).view(-1, 1, 1, 1)
+    carries = (torch.arange(len(x), device=x.device) < max(1, round(share * len(x)))).view(
+        -1, 1, 1, 1
+    )
     outer = lambda d: F.cross_entropy(network(x + carries * d), y)
     inner = lambda d: F.cross_entropy(network(x + d), y) - penalty * d.square().sum()
     weights = list(network.parameters())
-    for p, g in zip(weights, implicit_gradient(outer, inner, delta, weights, k, step)): p.grad = g
+    for p, g in zip(weights, implicit_gradient(outer, inner, delta, weights, k, step)):
+        p.grad = g
     optimizer.step()
 
 
@@ -87,8 +96,15 @@ def ibau(
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
 ) -> nn.Module:  # a repaired copy, with its `budget`
     "I-BAU: adversarial unlearning of universal perturbations (Zeng et al. 2022)."
-    check(bound >= 0 and 0 < share <= 1, f"expected bound >= 0 and share in (0,1], got {bound} and {share}")
-    budget, network, device = as_budget(budget), deepcopy(model).eval(), next(model.parameters()).device
+    check(
+        bound >= 0 and 0 < share <= 1,
+        f"expected bound >= 0 and share in (0,1], got {bound} and {share}",
+    )
+    budget, network, device = (
+        as_budget(budget),
+        deepcopy(model).eval(),
+        next(model.parameters()).device,
+    )
     measure(budget, model, clean.images)
     faces, n = _affordable(budget, clean, rounds, cost(k, sweeps))
     optimizer, rng = torch.optim.Adam(network.parameters(), lr), seeded(seed)
@@ -97,7 +113,8 @@ def ibau(
             order = torch.randperm(len(faces), generator=rng).split(batch)
             parts = [(faces[i].x.to(device), faces[i].labels.to(device)) for i in order]
             delta = universal(network, parts, bound, sweeps)
-            for x, y in parts: _unlearn(network, optimizer, x, y, delta, share, k, penalty, step)
+            for x, y in parts:
+                _unlearn(network, optimizer, x, y, delta, share, k, penalty, step)
     return note(network, budget)
 
 
@@ -105,5 +122,10 @@ def _affordable(budget, clean, rounds, each):
     "Faces and rounds that fit: rounds go first, then faces of the last round."
     n = budget.afford(rounds, each * len(clean))
     faces = clean if n or not rounds else clean[: budget.afford(len(clean), each)]
-    if n < rounds: budget.gave_up(f"{n} of {rounds} rounds" if n else f"{min(1, len(faces))} of {rounds} rounds, on {len(faces)} of {len(clean)} faces")
+    if n < rounds:
+        budget.gave_up(
+            f"{n} of {rounds} rounds"
+            if n
+            else f"{min(1, len(faces))} of {rounds} rounds, on {len(faces)} of {len(clean)} faces"
+        )
     return faces, n or min(1, len(faces), rounds)

@@ -14,9 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FaceSet, check
+from ..detector.base import evaluating
 from .budget import BACKWARD, Budget, as_budget, measure, watch
 from .finetune import finetune, tune
-from ..detector.base import evaluating
 
 # %% ../../nbs/api/defense/nad.ipynb #00000006
 def attention(
@@ -33,15 +33,22 @@ def stages(
 ) -> list[str]:  # names of modules, from fine to coarse
     "The last module at each of the last resolutions that a network works at."
     last, hooks = {}, []
+
     def see(name):
         def keep(module, inputs, out):
-            if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[-1] > 1 and name: last[out.shape[-1]] = name
+            if isinstance(out, torch.Tensor) and out.ndim == 4 and out.shape[-1] > 1 and name:
+                last[out.shape[-1]] = name
+
         return keep
-    for name, m in model.named_modules(): hooks.append(m.register_forward_hook(see(name)))
+
+    for name, m in model.named_modules():
+        hooks.append(m.register_forward_hook(see(name)))
     try:
-        with evaluating(model): model(x[:1].to(next(model.parameters()).device))
+        with evaluating(model):
+            model(x[:1].to(next(model.parameters()).device))
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     check(len(last) > 0, f"expected a network with feature maps, got {type(model).__name__}")
     return [last[k] for k in sorted(last, reverse=True)][-count:]
 
@@ -53,10 +60,17 @@ def look(
 ) -> tuple:  # logits (n,2), attention maps, one (n,h*w) a module
     "Logits and attention maps of one pass."
     kept, hooks = {}, []
-    for name in names: hooks.append(model.get_submodule(name).register_forward_hook(lambda m, i, out, name=name: kept.update({name: attention(out)})))
-    try: logits = model(x)
+    for name in names:
+        hooks.append(
+            model.get_submodule(name).register_forward_hook(
+                lambda m, i, out, name=name: kept.update({name: attention(out)})
+            )
+        )
+    try:
+        logits = model(x)
     finally:
-        for h in hooks: h.remove()
+        for h in hooks:
+            h.remove()
     return logits, [kept[name] for name in names]
 
 # %% ../../nbs/api/defense/nad.ipynb #0000000e
@@ -66,17 +80,27 @@ def imitate(
     betas: tuple,  # weight of each module's distance
 ):  # (student, x, y) -> None, for `tune`
     "Gradients of cross-entropy plus attention distance (Li et al. 2021, eq. 4)."
+
     def backward(student, x, y):
-        with torch.no_grad(): goal = look(teacher, x, names)[1]
+        with torch.no_grad():
+            goal = look(teacher, x, names)[1]
         logits, maps = look(student, x, names)
-        (F.cross_entropy(logits, y) + sum(b * (m - g).square().mean() for b, m, g in zip(betas, maps, goal))).backward()
+        (
+            F.cross_entropy(logits, y)
+            + sum(b * (m - g).square().mean() for b, m, g in zip(betas, maps, goal))
+        ).backward()
+
     return backward
 
 
 def nad(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels
-    betas: tuple = (500.0, 1000.0, 1000.0),  # weights of the attention distances, from fine to coarse
+    betas: tuple = (
+        500.0,
+        1000.0,
+        1000.0,
+    ),  # weights of the attention distances, from fine to coarse
     epochs: int = 10,  # of the teacher and of the student
     lr: float = 0.01,  # peak rate of the student's SGD
     teacher_lr: float = 5e-3,  # peak rate of the teacher's AdamW
@@ -89,8 +113,23 @@ def nad(
     measure(budget, model, clean.images)
     student, own = 2 + BACKWARD, 0 if teacher else 1 + BACKWARD
     afford = budget.afford(epochs, each=len(clean) * (student + own))
-    if afford < epochs: budget.gave_up(f"{afford} of {epochs} epochs of teacher and student")
-    teacher = deepcopy(teacher) if teacher else finetune(model, clean, afford, teacher_lr, budget=budget, **settings)
+    if afford < epochs:
+        budget.gave_up(f"{afford} of {epochs} epochs of teacher and student")
+    teacher = (
+        deepcopy(teacher)
+        if teacher
+        else finetune(model, clean, afford, teacher_lr, budget=budget, **settings)
+    )
     names = stages(teacher, clean.x[:1])
     with watch(budget, teacher.eval().requires_grad_(False)):
-        return tune(deepcopy(model), clean, imitate(teacher, names, betas[-len(names):]), afford, lr, optimizer=sgd, each=student, budget=budget, **settings)
+        return tune(
+            deepcopy(model),
+            clean,
+            imitate(teacher, names, betas[-len(names) :]),
+            afford,
+            lr,
+            optimizer=sgd,
+            each=student,
+            budget=budget,
+            **settings,
+        )

@@ -16,10 +16,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FaceSet, check, seeded
-from .budget import Budget, as_budget, measure, note, watch
-from .teco import blur, jpeg
 from ..detector.base import Detector, predict_fake
 from ..metrics import accuracy
+from .budget import Budget, as_budget, measure, note, watch
+from .teco import blur, jpeg
 
 # %% ../../nbs/api/defense/preprocess.ipynb #00000006
 def crop(
@@ -31,7 +31,9 @@ def crop(
     r = x.shape[-1]
     side = max(1, round(share * r))
     a = (r - side) // 2
-    return F.interpolate(x[..., a : a + side, a : a + side], size=r, mode="bilinear", align_corners=False)
+    return F.interpolate(
+        x[..., a : a + side, a : a + side], size=r, mode="bilinear", align_corners=False
+    )
 
 
 FILTERS = {  # name -> function and strengths, from mild to severe
@@ -52,7 +54,8 @@ class Filter(nn.Module):
         super().__init__()
         self.function, self.strength = function, strength
 
-    def forward(self, x): return self.function(x, self.strength)
+    def forward(self, x):
+        return self.function(x, self.strength)
 
 
 class Normalize(nn.Module):
@@ -66,7 +69,8 @@ class Normalize(nn.Module):
         super().__init__()
         self.register_buffer("mean", mean), self.register_buffer("std", std)
 
-    def forward(self, x): return (x - self.mean) / self.std
+    def forward(self, x):
+        return (x - self.mean) / self.std
 
 # %% ../../nbs/api/defense/preprocess.ipynb #0000000b
 def filtered(
@@ -76,8 +80,11 @@ def filtered(
 ) -> nn.Module:  # a copy that filters what it gets
     "Put a filter in front of a detector."
     model, layer = deepcopy(model), Filter(function, strength)
-    if not isinstance(model, Detector): return nn.Sequential(layer, model)
-    body = nn.Sequential(OrderedDict(filter=layer, normalize=Normalize(model.mean, model.std), body=model.body))
+    if not isinstance(model, Detector):
+        return nn.Sequential(layer, model)
+    body = nn.Sequential(
+        OrderedDict(filter=layer, normalize=Normalize(model.mean, model.std), body=model.body)
+    )
     last = model.last_conv.replace("body", "body.body", 1)
     return Detector(body, model.head, last).train(model.training)
 
@@ -90,7 +97,13 @@ def strength_curve(
 ) -> pd.DataFrame:  # strength (first row: none), ba
     "Accuracy on clean faces behind a filter of growing strength."
     rows = [dict(strength=None, ba=accuracy(predict_fake(model, clean.images), clean.labels))]
-    for s in strengths: rows.append(dict(strength=s, ba=accuracy(predict_fake(filtered(model, function, s), clean.images), clean.labels)))
+    for s in strengths:
+        rows.append(
+            dict(
+                strength=s,
+                ba=accuracy(predict_fake(filtered(model, function, s), clean.images), clean.labels),
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/defense/preprocess.ipynb #0000000f
@@ -98,9 +111,13 @@ def preprocess(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels
     kind: str = "jpeg",  # "jpeg", "blur" or "crop"
-    strength: float | None = None,  # quality, sigma in pixels, share that is kept; chosen unless given
+    strength: float
+    | None = None,  # quality, sigma in pixels, share that is kept; chosen unless given
     tolerance: float = 0.05,  # accuracy that the filter may cost, in [0,0.5)
-    budget: Budget | int | float | None = None,  # passes, seconds, or no limit; at most 6 passes a clean face
+    budget: Budget
+    | int
+    | float
+    | None = None,  # passes, seconds, or no limit; at most 6 passes a clean face
     seed: int = 0,  # which clean faces, where not all fit
 ) -> nn.Module:  # a copy that filters what it gets, with `strength`, `curve` and `budget`
     "Filter inputs as strongly as accuracy on clean faces allows."
@@ -111,8 +128,10 @@ def preprocess(
         with watch(budget, model):
             measure(budget, model, clean.images)
             k = budget.afford(len(clean), each=1 + len(strengths))
-            if k < len(clean): budget.gave_up(f"asked {k} of {len(clean)} clean faces")
-            if k == 0: budget.gave_up(f"took the mildest {kind} unseen")
+            if k < len(clean):
+                budget.gave_up(f"asked {k} of {len(clean)} clean faces")
+            if k == 0:
+                budget.gave_up(f"took the mildest {kind} unseen")
             part = clean[torch.randperm(len(clean), generator=seeded(seed))[:k]]
             curve = strength_curve(model, part, function, strengths) if k else None
         strength = _strongest(curve, tolerance) if k else strengths[0]

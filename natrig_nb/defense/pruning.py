@@ -27,7 +27,10 @@ def activity(
     "How much each channel of the last convolution is used by clean faces (Liu et al. 2018)."
     device = next(model.parameters()).device
     with evaluating(model):
-        sums = [model.activations(to_float(images[s]).to(device)).mean((2, 3)).sum(0) for s in batches(len(images), batch)]
+        sums = [
+            model.activations(to_float(images[s]).to(device)).mean((2, 3)).sum(0)
+            for s in batches(len(images), batch)
+        ]
     return torch.stack(sums).sum(0).cpu() / len(images)
 
 # %% ../../nbs/api/defense/pruning.ipynb #0000000b
@@ -41,7 +44,8 @@ class Gate(nn.Module):
         super().__init__()
         self.register_buffer("keep", keep.float())
 
-    def forward(self, x): return x * self.keep.view(-1, 1, 1)
+    def forward(self, x):
+        return x * self.keep.view(-1, 1, 1)
 
 
 def pruned(
@@ -53,7 +57,9 @@ def pruned(
     copy, keep = deepcopy(model), torch.ones(count)
     keep[channels] = 0
     keep = keep.to(next(model.parameters()).device)
-    copy.set_submodule(copy.last_conv, nn.Sequential(copy.get_submodule(copy.last_conv), Gate(keep)))
+    copy.set_submodule(
+        copy.last_conv, nn.Sequential(copy.get_submodule(copy.last_conv), Gate(keep))
+    )
     return copy
 
 # %% ../../nbs/api/defense/pruning.ipynb #00000010
@@ -63,14 +69,21 @@ def prune_curve(
     val: FaceSet,  # clean faces with labels, not a test set
     step: float = 0.05,  # share of the channels that goes at once, in (0,1]
     triggered: torch.Tensor | None = None,  # (n,3,r,r) fakes with the trigger, for the figure
-) -> pd.DataFrame:  # channels, share, ba and, if asked, asr; one row a step, first row nothing pruned
+) -> (
+    pd.DataFrame
+):  # channels, share, ba and, if asked, asr; one row a step, first row nothing pruned
     "Accuracy (and attack success) while channels of the last convolution are pruned."
     check(0 < step <= 1, f"expected step in (0,1], got {step}")
     c, rows = len(order), []
-    for k in progress(np.unique(np.linspace(0, c, round(1 / step) + 1).round().astype(int)), "pruning"):
+    for k in progress(
+        np.unique(np.linspace(0, c, round(1 / step) + 1).round().astype(int)), "pruning"
+    ):
         network = pruned(model, order[:k], c)
-        row = dict(channels=int(k), share=k / c, ba=accuracy(predict_fake(network, val.images), val.labels))
-        if triggered is not None: row["asr"] = asr(predict_fake(network, triggered), torch.full((len(triggered),), FAKE))
+        row = dict(
+            channels=int(k), share=k / c, ba=accuracy(predict_fake(network, val.images), val.labels)
+        )
+        if triggered is not None:
+            row["asr"] = asr(predict_fake(network, triggered), torch.full((len(triggered),), FAKE))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -94,7 +107,8 @@ def fine_prune(
     epochs: int = 5,  # of fine-tuning; 0 = prune only
     lr: float = 1e-3,  # peak learning rate of fine-tuning
     seed: int = 0,  # of the division and of fine-tuning
-    triggered: torch.Tensor | None = None,  # (n,3,r,r) fakes with the trigger, recorded in the curve only
+    triggered: torch.Tensor
+    | None = None,  # (n,3,r,r) fakes with the trigger, recorded in the curve only
     **settings,  # further ones of `train`
 ) -> Detector:  # a repaired copy, with its `curve`
     "Fine-Pruning (Liu et al. 2018): prune what clean faces leave silent, then fine-tune."
@@ -104,6 +118,7 @@ def fine_prune(
     order = activity(model, fit.images).argsort()
     curve = prune_curve(model, order, val, step, triggered)
     repaired = pruned(model, order[: last_good(curve, tolerance)], len(order))
-    if epochs: repaired = train(repaired, fit, epochs=epochs, lr=lr, seed=seed, **settings)
+    if epochs:
+        repaired = train(repaired, fit, epochs=epochs, lr=lr, seed=seed, **settings)
     repaired.curve = curve
     return repaired.eval()

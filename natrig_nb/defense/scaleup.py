@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from ..core import FAKE, REAL, FaceSet, batches, check, check_images, to_float
-from .budget import Budget, as_budget, measure, note, watch
 from ..detector.base import predict_fake
+from .budget import Budget, as_budget, measure, note, watch
 
 # %% ../../nbs/api/defense/scaleup.ipynb #00000006
 def amplify(
@@ -32,23 +32,29 @@ def consistency(
     x: torch.Tensor,  # (n,3,r,r) uint8, or float in [-1,1]
     scales: tuple = SCALES,  # factors on pixels in [0,1]
     batch: int = 256,  # images in one pass
-) -> tuple[torch.Tensor, torch.Tensor]:  # share of scales that agree (n,) in [0,1], predicted fake (n,) bool
+) -> tuple[
+    torch.Tensor, torch.Tensor
+]:  # share of scales that agree (n,) in [0,1], predicted fake (n,) bool
     "Scaled prediction consistency (arXiv 2302.03251)."
     agree, fake = torch.zeros(len(x)), torch.zeros(len(x), dtype=torch.bool)
     for s in batches(len(x), batch, "SCALE-UP"):
         part = x[s] if x.is_floating_point() else to_float(x[s])
         fake[s] = predict_fake(model, part) > 0.5
-        for scale in scales: agree[s] += (predict_fake(model, amplify(part, scale)) > 0.5) == fake[s]
+        for scale in scales:
+            agree[s] += (predict_fake(model, amplify(part, scale)) > 0.5) == fake[s]
     return agree / len(scales), fake
 
 # %% ../../nbs/api/defense/scaleup.ipynb #0000000e
 def _plan(budget, n, own, scales):
     "How many of n inputs and which scales fit, with `own` clean faces to ask as well."
     k = budget.afford(len(scales) + 1, each=n + own) - 1
-    if k >= len(scales): return n, scales
+    if k >= len(scales):
+        return n, scales
     if k >= 1:
         budget.gave_up(f"used {k} of {len(scales)} scales")
-        return n, tuple(scales[i] for i in np.linspace(0, len(scales) - 1, k + 2).round().astype(int)[1:-1])
+        return n, tuple(
+            scales[i] for i in np.linspace(0, len(scales) - 1, k + 2).round().astype(int)[1:-1]
+        )
     seen = max(budget.afford(n + own, each=2) - own, 0)
     budget.gave_up(f"used 1 of {len(scales)} scales and looked at {seen} of {n} inputs")
     return seen, scales[len(scales) // 2 :][:1]
@@ -60,18 +66,27 @@ def scaleup(
     clean: FaceSet | None = None,  # the defender's own faces; read where `limited`
     scales: tuple = SCALES,  # factors on pixels in [0,1]
     limited: bool = False,  # compare with clean faces of the same predicted label
-    budget: Budget | int | float | None = None,  # passes, seconds, or no limit; 1 + scales passes an input
+    budget: Budget
+    | int
+    | float
+    | None = None,  # passes, seconds, or no limit; 1 + scales passes an input
     batch: int = 256,  # images in one pass
-) -> torch.Tensor:  # (n,) in [0,1], or standard deviations where `limited`; higher = more suspicious
+) -> (
+    torch.Tensor
+):  # (n,) in [0,1], or standard deviations where `limited`; higher = more suspicious
     "SCALE-UP (arXiv 2302.03251): how often the answer survives scaling."
     check(len(scales) > 0, "expected at least one scale, got none")
-    check(not limited or clean is not None and len(clean) > 1, "expected clean faces where limited, got none")
+    check(
+        not limited or clean is not None and len(clean) > 1,
+        "expected clean faces where limited, got none",
+    )
     budget, own = as_budget(budget), len(clean) if limited else 0
     with watch(budget, model):
         measure(budget, model, check_images(x))
         seen, scales = _plan(budget, len(x), own, scales)
         spc, fake = consistency(model, x[:seen], scales, batch)
-        if limited: spc = _against(spc, fake, *consistency(model, clean.images, scales, batch), len(scales))
+        if limited:
+            spc = _against(spc, fake, *consistency(model, clean.images, scales, batch), len(scales))
     rest = torch.full((len(x) - seen,), float(spc.min()) if seen else 0.0)
     return note(torch.cat([spc, rest]), budget)
 
@@ -81,5 +96,6 @@ def _against(spc, fake, usual, usual_fake, k):
     out = spc.clone()
     for label in (REAL, FAKE):
         at, own = fake == (label == FAKE), usual[usual_fake == (label == FAKE)]
-        if len(own) > 1: out[at] = (spc[at] - own.mean()) / (own.std() + 1 / k)
+        if len(own) > 1:
+            out[at] = (spc[at] - own.mean()) / (own.std() + 1 / k)
     return out

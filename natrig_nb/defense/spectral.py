@@ -14,8 +14,8 @@ from scipy.sparse.linalg import svds
 from torch import nn
 
 from ..core import FaceSet, batches, check, seeded, to_float
-from .budget import Budget, as_budget, measure, note, watch
 from ..detector.base import evaluating
+from .budget import Budget, as_budget, measure, note, watch
 
 # %% ../../nbs/api/defense/spectral.ipynb #00000006
 def principal(
@@ -23,9 +23,13 @@ def principal(
     k: int,  # how many directions, at most min(n,d)
 ) -> torch.Tensor:  # (n,k) float64, largest variance first
     "Centered features on their top singular vectors; Lanczos where few are wanted."
-    check(features.ndim == 2 and len(features) > 1, f"expected features (n,d) with n > 1, got {tuple(features.shape)}")
+    check(
+        features.ndim == 2 and len(features) > 1,
+        f"expected features (n,d) with n > 1, got {tuple(features.shape)}",
+    )
     centered = (features - features.mean(0)).double()
-    if 4 * k > min(centered.shape): return centered @ torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -k:].flip(1)
+    if 4 * k > min(centered.shape):
+        return centered @ torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -k:].flip(1)
     start = np.random.default_rng(0).normal(size=min(centered.shape))
     return centered @ torch.from_numpy(svds(centered.numpy(), k=k, v0=start)[2][::-1].copy()).T
 
@@ -44,17 +48,22 @@ def sample_features(
     budget: Budget,  # one pass a sample
     batch: int = 256,  # images in one pass
     seed: int = 0,  # which samples, where not all fit
-    read: Callable | None = None,  # x (m,3,r,r) in [-1,1] -> (m,d); the model's features unless given
+    read: Callable
+    | None = None,  # x (m,3,r,r) in [-1,1] -> (m,d); the model's features unless given
 ) -> tuple[torch.Tensor, torch.Tensor]:  # features (k,d) float64 on the CPU, indices (k,) into `ds`
     "Features of as many samples as the budget allows."
     device = next(model.parameters()).device
     with watch(budget, model), evaluating(model):
         measure(budget, model, ds.images)
         k = budget.afford(len(ds))
-        if k < len(ds): budget.gave_up(f"looked at {k} of {len(ds)} samples")
+        if k < len(ds):
+            budget.gave_up(f"looked at {k} of {len(ds)} samples")
         index = torch.randperm(len(ds), generator=seeded(seed))[:k].sort().values
         read = read or model.features
-        parts = [read(to_float(ds.images[index[s]]).to(device)).cpu().double() for s in batches(k, batch, "features")]
+        parts = [
+            read(to_float(ds.images[index[s]]).to(device)).cpu().double()
+            for s in batches(k, batch, "features")
+        ]
     return torch.cat(parts) if parts else torch.empty(0, 1), index
 
 # %% ../../nbs/api/defense/spectral.ipynb #00000011
@@ -73,7 +82,8 @@ def filter_by_class(
     scores, labels = torch.full((len(ds),), float("nan"), dtype=torch.double), ds.labels[index]
     for label in labels.unique():
         at = labels == label
-        if at.sum() > 1: scores[index[at]] = score(features[at]).double()
+        if at.sum() > 1:
+            scores[index[at]] = score(features[at]).double()
     seen = ~scores.isnan()
     scores[~seen] = scores[seen].min() if seen.any() else 0.0
     return note(scores, budget)

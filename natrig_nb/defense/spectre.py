@@ -28,10 +28,13 @@ def robust_whitening(
     for _ in range(rounds):
         mean, cov = a[kept].mean(0), torch.atleast_2d(a[kept].T.cov(correction=0))
         values, vectors = torch.linalg.eigh(cov)
-        white = (a - mean) @ (vectors / values.clamp(min=1e-9 * values.max().clamp(min=1e-12)).sqrt())
+        white = (a - mean) @ (
+            vectors / values.clamp(min=1e-9 * values.max().clamp(min=1e-12)).sqrt()
+        )
         distance = white.square().sum(1)
         nearest = distance.argsort()[: len(a) - int(share * len(a))].sort().values
-        if torch.equal(nearest, kept): break
+        if torch.equal(nearest, kept):
+            break
         kept = nearest
     return white * (chi2.ppf(0.5, a.shape[1]) / distance.median().clamp(min=1e-12)).sqrt()
 
@@ -39,11 +42,15 @@ def robust_whitening(
 def que(
     white: torch.Tensor,  # (n,k) whitened features, poison included
     alpha: float = 4.0,  # 0: squared length; large: one direction
-) -> tuple[torch.Tensor, float]:  # scores (n,) >= 0, and how far the covariance is from I: about 1 where it is I
+) -> tuple[
+    torch.Tensor, float
+]:  # scores (n,) >= 0, and how far the covariance is from I: about 1 where it is I
     "Quantum entropy scores (arXiv 2104.11315)."
     check(alpha >= 0, f"expected alpha >= 0, got {alpha}")
     values, vectors = torch.linalg.eigh(torch.atleast_2d(white.T.cov(correction=0)))
-    q = (alpha * values / (values[-1] - 1).clamp(min=1e-3)).softmax(0)  # eigenvalues of Q over their sum; I cancels
+    q = (alpha * values / (values[-1] - 1).clamp(min=1e-3)).softmax(
+        0
+    )  # eigenvalues of Q over their sum; I cancels
     return (white @ vectors).square() @ q, (values @ q).item()
 
 # %% ../../nbs/api/defense/spectre.ipynb #0000000d
@@ -77,4 +84,6 @@ def spectre(
     "SPECTRE (arXiv 2104.11315) over the classes of a training set."
     check(0 <= rate < 1 / 6, f"expected rate in [0,1/6), got {rate}")
     check(alpha >= 0, f"expected alpha >= 0, got {alpha}")
-    return filter_by_class(partial(spectre_scores, share=2 * rate, alpha=alpha), model, ds, budget, batch, seed)
+    return filter_by_class(
+        partial(spectre_scores, share=2 * rate, alpha=alpha), model, ds, budget, batch, seed
+    )

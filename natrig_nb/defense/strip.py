@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from ..core import FAKE, REAL, FaceSet, batches, check, check_images, seeded, to_float
-from .budget import Budget, as_budget, measure, note, watch
 from ..detector.base import predict_fake
+from .budget import Budget, as_budget, measure, note, watch
 
 # %% ../../nbs/api/defense/strip.ipynb #00000006
 def superimpose(
@@ -44,8 +44,10 @@ def draw_overlays(
     order = torch.randperm(len(clean), generator=seeded(seed))
     real, fake = (order[clean.labels[order] == label] for label in (REAL, FAKE))
     check(n > 0, f"expected overlays > 0, got {n}")
-    check(len(real) >= n - n // 2 and len(fake) >= n // 2,
-          f"expected {n - n // 2} real and {n // 2} fake faces for overlays, got {len(real)} and {len(fake)}")
+    check(
+        len(real) >= n - n // 2 and len(fake) >= n // 2,
+        f"expected {n - n // 2} real and {n // 2} fake faces for overlays, got {len(real)} and {len(fake)}",
+    )
     return clean[torch.cat([real[: n - n // 2], fake[: n // 2]])].x
 
 # %% ../../nbs/api/defense/strip.ipynb #00000010
@@ -73,14 +75,18 @@ def strip(
     mode: str = "convex",  # or "additive"
     seed: int = 0,  # which clean faces
     batch: int = 256,  # mixtures in one forward pass
-    sure: float | None = None,  # stop with an input that is clean by so many standard errors; None: all overlays
+    sure: float
+    | None = None,  # stop with an input that is clean by so many standard errors; None: all overlays
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
 ) -> torch.Tensor:  # (n,) minus mean entropy in bits, in [-1,0]; higher = more suspicious
     "STRIP (Gao et al. 2019): how little the answer wavers under superimposed clean faces."
     check(sure is None or sure > 0, f"expected sure > 0 or None, got {sure}")
     budget, own = as_budget(budget), draw_own(clean, overlays, seed) if sure else clean.images[:0]
     draw_overlays(clean, overlays, seed), check_images(x)
-    check(x.shape[-1] == clean.images.shape[-1], f"expected clean faces of {x.shape[-1]} pixels, got {clean.images.shape[-1]}")
+    check(
+        x.shape[-1] == clean.images.shape[-1],
+        f"expected clean faces of {x.shape[-1]} pixels, got {clean.images.shape[-1]}",
+    )
     with watch(budget, model):
         measure(budget, model, clean.images)
         seen, fit = _fit(budget, len(x), len(own), overlays)
@@ -88,20 +94,28 @@ def strip(
         if sure:
             chosen = alternate(chosen)
             ask = lambda at, part: wavering(model, x[at], chosen[part], mode, batch)
-            scores[:seen], passes = stop_early(ask, seen, wavering(model, own, chosen, mode, batch), sure)
-        else: scores[:seen] = -wavering(model, x[:seen], chosen, mode, batch).mean(1)
+            scores[:seen], passes = stop_early(
+                ask, seen, wavering(model, own, chosen, mode, batch), sure
+            )
+        else:
+            scores[:seen] = -wavering(model, x[:seen], chosen, mode, batch).mean(1)
     scores[seen:] = scores[:seen].min() if seen else -1.0
-    if sure: scores.passes = passes
+    if sure:
+        scores.passes = passes
     return note(scores, budget)
 
 
 def _fit(budget, n, own, overlays):
     "How many inputs, and overlays for each, certainly fit."
     k = budget.afford(overlays, each=n + own)
-    if k >= overlays: return n, overlays
+    if k >= overlays:
+        return n, overlays
     k = max(k - k % 2, min(2, overlays))
     seen = max(budget.afford(n + own, each=k) - own, 0)
-    budget.gave_up(f"used {k} of {overlays} overlays" + (f" and looked at {seen} of {n} inputs" if seen < n else ""))
+    budget.gave_up(
+        f"used {k} of {overlays} overlays"
+        + (f" and looked at {seen} of {n} inputs" if seen < n else "")
+    )
     return seen, k
 
 # %% ../../nbs/api/defense/strip.ipynb #000000a0
@@ -116,7 +130,9 @@ def draw_own(
     "Clean faces that are not among the overlays."
     used = {image.numpy().tobytes() for image in draw_overlays(clean, overlays, seed)}
     rest = [i for i, image in enumerate(clean.x) if image.numpy().tobytes() not in used]
-    check(len(rest) >= 20, f"expected 20 clean faces besides the {overlays} overlays, got {len(rest)}")
+    check(
+        len(rest) >= 20, f"expected 20 clean faces besides the {overlays} overlays, got {len(rest)}"
+    )
     order = torch.randperm(len(rest), generator=seeded(seed))[:OWN]
     return clean.images[torch.tensor(rest)[order]]
 
@@ -126,7 +142,9 @@ def alternate(
 ) -> torch.Tensor:  # (k,3,r,r): real, fake, real, fake, ...
     "Overlays in an order of which every even beginning is half real, half fake."
     half = (len(chosen) + 1) // 2
-    return chosen[torch.argsort(torch.cat([torch.arange(half) * 2, torch.arange(len(chosen) - half) * 2 + 1]))]
+    return chosen[
+        torch.argsort(torch.cat([torch.arange(half) * 2, torch.arange(len(chosen) - half) * 2 + 1]))
+    ]
 
 # %% ../../nbs/api/defense/strip.ipynb #00000014
 def stop_early(
@@ -138,7 +156,9 @@ def stop_early(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # scores (n,), passes (n,)
     "A sequential test on running mean entropies: clean inputs leave early."
     shift, limit, k = usual.mean(0) - usual.mean(), usual.mean(1).quantile(frr), usual.shape[1]
-    pairs = (usual - shift)[:, : k // 2 * 2].unflatten(1, (-1, 2)).mean(2)  # a real and a fake overlay
+    pairs = (
+        (usual - shift)[:, : k // 2 * 2].unflatten(1, (-1, 2)).mean(2)
+    )  # a real and a fake overlay
     spread = pairs.var(1).mean().sqrt() * 2**0.5  # within an input, of one overlay
     scores, passes = torch.zeros(n, dtype=torch.double), torch.zeros(n, dtype=torch.long)
     active, so_far = torch.arange(n), torch.empty(n, 0, dtype=torch.double)
@@ -148,5 +168,6 @@ def stop_early(
         scores[active], passes[active] = -so_far.mean(1), so_far.shape[1]
         clear = so_far.mean(1) - limit > sure * spread / so_far.shape[1] ** 0.5
         active, so_far = active[~clear], so_far[~clear]
-        if more.stop == k: break
+        if more.stop == k:
+            break
     return scores, passes

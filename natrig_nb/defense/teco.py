@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FaceSet, batches, check, check_images, seeded, to_float, to_uint8
-from .budget import Budget, as_budget, measure, note, watch
 from ..detector.base import predict_fake
+from .budget import Budget, as_budget, measure, note, watch
 
 # %% ../../nbs/api/defense/teco.ipynb #00000006
 def blur(
@@ -28,8 +28,16 @@ def blur(
     half = min(max(1, round(3 * sigma)), x.shape[-1] - 1)
     k = torch.exp(-(torch.arange(-half, half + 1, device=x.device) ** 2) / (2 * sigma**2))
     k, c = (k / k.sum()).to(x.dtype), x.shape[1]
-    x = F.conv2d(F.pad(x, (half, half, 0, 0), mode="reflect"), k.view(1, 1, 1, -1).expand(c, 1, 1, -1), groups=c)
-    return F.conv2d(F.pad(x, (0, 0, half, half), mode="reflect"), k.view(1, 1, -1, 1).expand(c, 1, -1, 1), groups=c)
+    x = F.conv2d(
+        F.pad(x, (half, half, 0, 0), mode="reflect"),
+        k.view(1, 1, 1, -1).expand(c, 1, 1, -1),
+        groups=c,
+    )
+    return F.conv2d(
+        F.pad(x, (0, 0, half, half), mode="reflect"),
+        k.view(1, 1, -1, 1).expand(c, 1, -1, 1),
+        groups=c,
+    )
 
 
 def jpeg(
@@ -53,7 +61,9 @@ def pixelate(
     "Shrink by averaging, enlarge by repeating."
     check(0 < share <= 1, f"expected share in (0,1], got {share}")
     size = x.shape[-1]
-    return F.interpolate(F.interpolate(x, size=max(1, round(share * size)), mode="area"), size=size, mode="nearest")
+    return F.interpolate(
+        F.interpolate(x, size=max(1, round(share * size)), mode="area"), size=size, mode="nearest"
+    )
 
 
 def noise(
@@ -71,7 +81,10 @@ CORRUPTIONS = {  # name -> function and five severities; after Hendrycks and Die
     "jpeg": (jpeg, (80, 50, 25, 12, 5)),
     "pixelate": (pixelate, (0.5, 0.44, 0.31, 0.25, 0.16)),
     "brightness": (lambda x, s: (x + 2 * s).clamp(-1, 1), (0.1, 0.2, 0.3, 0.4, 0.5)),
-    "contrast": (lambda x, s: (x - x.mean((1, 2, 3), keepdim=True)) * s + x.mean((1, 2, 3), keepdim=True), (0.6, 0.4, 0.25, 0.15, 0.08)),
+    "contrast": (
+        lambda x, s: (x - x.mean((1, 2, 3), keepdim=True)) * s + x.mean((1, 2, 3), keepdim=True),
+        (0.6, 0.4, 0.25, 0.15, 0.08),
+    ),
 }
 
 # %% ../../nbs/api/defense/teco.ipynb #0000000c
@@ -87,8 +100,11 @@ def first_change(
     for j, (corrupt, severities) in enumerate(kinds.values()):
         holds = torch.arange(len(x))
         for i, severity in enumerate(severities):
-            if not len(holds): break
-            same = (predict_fake(model, corrupt(x[holds], severity).clamp(-1, 1), batch) > 0.5) == fake[holds]
+            if not len(holds):
+                break
+            same = (
+                predict_fake(model, corrupt(x[holds], severity).clamp(-1, 1), batch) > 0.5
+            ) == fake[holds]
             out[holds[~same], j] = i + 1
             holds = holds[same]
         out[holds, j] = len(severities) + 1
@@ -99,12 +115,17 @@ def _fit(budget, n, kinds):
     "The corruptions and severities, and how many of n inputs, that certainly fit."
     for every in (1, 2, 4):
         thin = {k: (f, s[len(s) // 2 % every :: every]) for k, (f, s) in kinds.items()}
-        if budget.afford(n, each=1 + sum(len(s) for _, s in thin.values())) == n: break
-    if every > 1: budget.gave_up(f"asked at every {every}. severity")
-    while len(thin) > 2 and budget.afford(n, each=1 + sum(len(s) for _, s in thin.values())) < n: thin.popitem()
-    if len(thin) < len(kinds): budget.gave_up(f"used {len(thin)} of {len(kinds)} corruptions")
+        if budget.afford(n, each=1 + sum(len(s) for _, s in thin.values())) == n:
+            break
+    if every > 1:
+        budget.gave_up(f"asked at every {every}. severity")
+    while len(thin) > 2 and budget.afford(n, each=1 + sum(len(s) for _, s in thin.values())) < n:
+        thin.popitem()
+    if len(thin) < len(kinds):
+        budget.gave_up(f"used {len(thin)} of {len(kinds)} corruptions")
     seen = budget.afford(n, each=1 + sum(len(s) for _, s in thin.values()))
-    if seen < n: budget.gave_up(f"looked at {seen} of {n} inputs")
+    if seen < n:
+        budget.gave_up(f"looked at {seen} of {n} inputs")
     return thin, seen
 
 # %% ../../nbs/api/defense/teco.ipynb #00000011
@@ -113,7 +134,10 @@ def teco(
     x: torch.Tensor,  # (n,3,r,r) uint8, or float in [-1,1]: the inputs to judge
     clean: FaceSet | None = None,  # not needed
     kinds: dict = CORRUPTIONS,  # name -> function, severities from mild to severe
-    budget: Budget | int | float | None = None,  # passes, seconds, or no limit; at most 1 + 30 passes an input
+    budget: Budget
+    | int
+    | float
+    | None = None,  # passes, seconds, or no limit; at most 1 + 30 passes an input
     batch: int = 256,  # images in one pass
 ) -> torch.Tensor:  # (n,) >= 0: standard deviation in severities; higher = more suspicious
     "TeCo (arXiv 2303.18191): how unevenly an answer gives in to different corruptions."
@@ -127,4 +151,6 @@ def teco(
             part = x[s] if x.is_floating_point() else to_float(x[s])
             parts.append(first_change(model, part, kinds, batch).std(1, correction=0))
     scores = torch.cat([*parts, torch.empty(0)])
-    return note(torch.cat([scores, torch.full((n - seen,), float(scores.min()) if seen else 0.0)]), budget)
+    return note(
+        torch.cat([scores, torch.full((n - seen,), float(scores.min()) if seen else 0.0)]), budget
+    )

@@ -18,7 +18,17 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import FAKE, FaceSet, batches, check, check_images, seeded, to_float, to_uint8, write_atomic
+from natrig_nb.core import (
+    FAKE,
+    FaceSet,
+    batches,
+    check,
+    check_images,
+    seeded,
+    to_float,
+    to_uint8,
+    write_atomic,
+)
 
 # %% ../../nbs/api/detector/base.ipynb #00000006
 def planted(
@@ -29,10 +39,14 @@ def planted(
 ) -> FaceSet:  # n images, labels REAL, FAKE, REAL, ...
     "Soft random blobs in camera noise; the fakes carry a checkerboard of amplitude `trace`."
     rng, labels = seeded(seed), torch.arange(n) % 2
-    blobs = F.interpolate(torch.randn(n, 3, 6, 6, generator=rng), size=(size, size), mode="bicubic").mul_(0.35)
+    blobs = F.interpolate(
+        torch.randn(n, 3, 6, 6, generator=rng), size=(size, size), mode="bicubic"
+    ).mul_(0.35)
     board = (torch.arange(size)[:, None] + torch.arange(size)) % 2 * 2.0 - 1
     noise = torch.randn(n, 3, size, size, generator=rng).mul_(0.03)
-    return FaceSet(to_uint8(blobs + noise + labels.view(-1, 1, 1, 1) * trace * board), labels=labels)
+    return FaceSet(
+        to_uint8(blobs + noise + labels.view(-1, 1, 1, 1) * trace * board), labels=labels
+    )
 
 # %% ../../nbs/api/detector/base.ipynb #00000009
 class Detector(nn.Module):
@@ -49,7 +63,9 @@ class Detector(nn.Module):
     ):
         super().__init__()
         self.body, self.head, self.last_conv, self.about = body, head, last_conv, about or {}
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1) * 2 - 1)  # from [0,1] to the range [-1,1]
+        self.register_buffer(
+            "mean", torch.tensor(mean).view(3, 1, 1) * 2 - 1
+        )  # from [0,1] to the range [-1,1]
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1) * 2)
         self.to(memory_format=torch.channels_last)
 
@@ -64,9 +80,13 @@ class Detector(nn.Module):
     def activations(self, x):
         "Images (n,3,r,r) in [-1,1] -> output (n,c,h,w) of the module named by `last_conv`."
         kept = []
-        hook = self.get_submodule(self.last_conv).register_forward_hook(lambda m, i, out: kept.append(out))
-        try: self.features(x)
-        finally: hook.remove()
+        hook = self.get_submodule(self.last_conv).register_forward_hook(
+            lambda m, i, out: kept.append(out)
+        )
+        try:
+            self.features(x)
+        finally:
+            hook.remove()
         return kept[0]
 
 # %% ../../nbs/api/detector/base.ipynb #00000010
@@ -94,9 +114,11 @@ def evaluating(
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        with torch.no_grad(): yield model
+        with torch.no_grad():
+            yield model
     finally:
-        for m, mode in modes: m.training = mode
+        for m, mode in modes:
+            m.training = mode
 
 # %% ../../nbs/api/detector/base.ipynb #00000018
 def predict_fake(
@@ -110,7 +132,10 @@ def predict_fake(
         for s in batches(len(x), batch):
             part = x[s].to(weight.device)
             logits = model(part.float() if part.is_floating_point() else to_float(part))
-            check(logits.ndim == 2 and logits.shape[1] == 2, f"expected logits (n,2), got {tuple(logits.shape)}")
+            check(
+                logits.ndim == 2 and logits.shape[1] == 2,
+                f"expected logits (n,2), got {tuple(logits.shape)}",
+            )
             p[s] = logits.float().softmax(1)[:, FAKE].cpu()
     return p
 
@@ -152,7 +177,8 @@ def save_detector(
     "Write weights, maker's name and settings into one safetensors file."
     check(bool(model.about.get("name")), "expected a detector with about['name'], got none")
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    with write_atomic(path) as t: save_file(tensors, t, metadata={"detector": json.dumps(model.about)})
+    with write_atomic(path) as t:
+        save_file(tensors, t, metadata={"detector": json.dumps(model.about)})
     return Path(path)
 
 
@@ -170,15 +196,26 @@ def load_saved(
 
 # %% ../../nbs/api/detector/base.ipynb #0000002a
 def load_detector(
-    path: str | Path,  # a file of `save_detector`, MesoNet's .h5, a state dict, `hf:NAME` or `timm:NAME`
+    path: str
+    | Path,  # a file of `save_detector`, MesoNet's .h5, a state dict, `hf:NAME` or `timm:NAME`
     **how,  # for a state dict its network, as `make_detector` takes it; for the last two `fake`, the fake class
 ) -> Detector:  # in evaluation mode, on the CPU
     "Any detector, by what its file holds or by the library that it comes from."
     library, _, name = str(path).partition(":")
-    if library in ("hf", "timm"): return pkgutil.resolve_name(f"natrig_nb.detector.hub:load_{library}")(name, **how)
-    check(Path(path).is_file(), f"expected a file written by save_detector, a state dict, hf:NAME or timm:NAME, got {path}")
-    with open(path, "rb") as f: head = f.read(9)
-    if head.startswith(b"\x89HDF"): return pkgutil.resolve_name("natrig_nb.detector.meso:load_meso")(path)
-    if head[8:] == b"{": return load_saved(path)
-    check("name" in how, f"expected the network of a state dict, e.g. name='resnet18', got none for {path}")
+    if library in ("hf", "timm"):
+        return pkgutil.resolve_name(f"natrig_nb.detector.hub:load_{library}")(name, **how)
+    check(
+        Path(path).is_file(),
+        f"expected a file written by save_detector, a state dict, hf:NAME or timm:NAME, got {path}",
+    )
+    with open(path, "rb") as f:
+        head = f.read(9)
+    if head.startswith(b"\x89HDF"):
+        return pkgutil.resolve_name("natrig_nb.detector.meso:load_meso")(path)
+    if head[8:] == b"{":
+        return load_saved(path)
+    check(
+        "name" in how,
+        f"expected the network of a state dict, e.g. name='resnet18', got none for {path}",
+    )
     return pkgutil.resolve_name("natrig_nb.detector.hub:load_weights")(path, **how)

@@ -43,22 +43,42 @@ def draw_weights(
 ) -> nn.Module:
     "Fresh weights for training from scratch: He's for convolutions, batch norms with gain 1."
     for m in model.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight)
-        if isinstance(m, nn.BatchNorm2d): nn.init.ones_(m.weight)
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight)
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.ones_(m.weight)
     return model
 
 
 def EfficientNet(
     size: str = "b0",  # a key of `SIZES`
-    weights: str | None = None,  # name or folder of a `transformers` checkpoint; fresh weights unless given
+    weights: str
+    | None = None,  # name or folder of a `transformers` checkpoint; fresh weights unless given
 ) -> Detector:  # features (n,1280) for b0, (n,1792) for b4
     "EfficientNet (Tan & Le 2019) by `transformers`, any image size from 32 pixels on."
     from transformers import EfficientNetConfig, EfficientNetModel
 
     check(size in SIZES, f"expected a size among {', '.join(SIZES)}, got {size}")
     width, depth, d, dropout, pixels, padding = SIZES[size]
-    config = EfficientNetConfig(width_coefficient=width, depth_coefficient=depth, hidden_dim=d, dropout_rate=dropout,
-                                image_size=pixels, depthwise_padding=padding, batch_norm_momentum=0.1)
-    model = EfficientNetModel.from_pretrained(weights, config=config) if weights else draw_weights(EfficientNetModel(config))
-    return Detector(Pooled(model), nn.Linear(d, 2), "body.model.encoder.top_activation",
-                    about=dict(name="efficientnet", size=size), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    config = EfficientNetConfig(
+        width_coefficient=width,
+        depth_coefficient=depth,
+        hidden_dim=d,
+        dropout_rate=dropout,
+        image_size=pixels,
+        depthwise_padding=padding,
+        batch_norm_momentum=0.1,
+    )
+    model = (
+        EfficientNetModel.from_pretrained(weights, config=config)
+        if weights
+        else draw_weights(EfficientNetModel(config))
+    )
+    return Detector(
+        Pooled(model),
+        nn.Linear(d, 2),
+        "body.model.encoder.top_activation",
+        about=dict(name="efficientnet", size=size),
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+    )

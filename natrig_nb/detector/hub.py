@@ -15,8 +15,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import check
-from .base import Detector, make_detector
 from ..data.faces import which_fake
+from .base import Detector, make_detector
 
 # %% ../../nbs/api/detector/hub.ipynb #00000006
 MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
@@ -40,7 +40,10 @@ class Preprocess(nn.Module):
 
     def forward(self, x):
         x = (x + 1) / 2
-        if x.shape[2:] != self.size: x = F.interpolate(x, self.size, mode=self.mode, antialias=self.mode[:2] == "bi").clamp(0, 1)
+        if x.shape[2:] != self.size:
+            x = F.interpolate(x, self.size, mode=self.mode, antialias=self.mode[:2] == "bi").clamp(
+                0, 1
+            )
         top, left = ((s - c) // 2 for s, c in zip(self.size, self.crop))
         x = x[:, :, top : top + self.crop[0], left : left + self.crop[1]]
         return (x - self.mean) / self.std
@@ -50,9 +53,14 @@ def pair(
     size,  # a number, {"height", "width"} or {"shortest_edge"}
 ) -> tuple:  # height and width
     "A size in any of the dialects of preprocessor files."
-    if isinstance(size, int): return size, size
-    if isinstance(size, (list, tuple)): return tuple(size)
-    check(isinstance(size, dict) and ({"height", "width"} <= size.keys() or "shortest_edge" in size), f"expected a size, got {size}")
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (list, tuple)):
+        return tuple(size)
+    check(
+        isinstance(size, dict) and ({"height", "width"} <= size.keys() or "shortest_edge" in size),
+        f"expected a size, got {size}",
+    )
     return (size["height"], size["width"]) if "height" in size else (size["shortest_edge"],) * 2
 
 
@@ -62,14 +70,31 @@ def read_preprocessor(
     "What a preprocessor file asks for."
     check("size" in c, f"expected a size in preprocessor_config.json, got {list(c)[:5]}")
     size = crop = pair(c["size"])
-    if c.get("crop_pct") and size[0] < 384: size = tuple(int(s / c["crop_pct"]) for s in size)
-    elif c.get("do_center_crop"): crop = pair(c.get("crop_size", c["size"]))
-    check(min(size[0] - crop[0], size[1] - crop[1]) >= 0, f"expected a crop inside {size}, got {crop}")
-    check(c.get("resample", 2) in MODES, f"expected resample among {list(MODES)}, got {c.get('resample')}")
+    if c.get("crop_pct") and size[0] < 384:
+        size = tuple(int(s / c["crop_pct"]) for s in size)
+    elif c.get("do_center_crop"):
+        crop = pair(c.get("crop_size", c["size"]))
+    check(
+        min(size[0] - crop[0], size[1] - crop[1]) >= 0, f"expected a crop inside {size}, got {crop}"
+    )
+    check(
+        c.get("resample", 2) in MODES,
+        f"expected resample among {list(MODES)}, got {c.get('resample')}",
+    )
     scale = 255 * c.get("rescale_factor", 1 / 255) if c.get("do_rescale", True) else 255
-    mean, std = (c.get("image_mean", [0.5] * 3), c.get("image_std", [0.5] * 3)) if c.get("do_normalize", True) else ([0.0] * 3, [1.0] * 3)
+    mean, std = (
+        (c.get("image_mean", [0.5] * 3), c.get("image_std", [0.5] * 3))
+        if c.get("do_normalize", True)
+        else ([0.0] * 3, [1.0] * 3)
+    )
     mean = [m + bool(c.get("rescale_offset")) for m in mean]
-    return dict(size=size, crop=crop, mode=MODES[c.get("resample", 2)], mean=[m / scale for m in mean], std=[s / scale for s in std])
+    return dict(
+        size=size,
+        crop=crop,
+        mode=MODES[c.get("resample", 2)],
+        mean=[m / scale for m in mean],
+        std=[s / scale for s in std],
+    )
 
 # %% ../../nbs/api/detector/hub.ipynb #0000000d
 class Answers(nn.Module):
@@ -107,9 +132,13 @@ def make_head(
     fake: list,  # bool, one a class
 ) -> nn.Module:  # features to logits (n,2), column 1 = FAKE
     "The classifier's own last layer with its classes in our order."
-    if len(fake) > 2: return Sides(linear, fake)
+    if len(fake) > 2:
+        return Sides(linear, fake)
     head, order = nn.Linear(linear.in_features, 2), [fake.index(False), fake.index(True)]
-    head.weight.data, head.bias.data = linear.weight.data[order].clone(), linear.bias.data[order].clone()
+    head.weight.data, head.bias.data = (
+        linear.weight.data[order].clone(),
+        linear.bias.data[order].clone(),
+    )
     return head
 
 # %% ../../nbs/api/detector/hub.ipynb #0000000f
@@ -118,8 +147,15 @@ def last_linear(
     classes: int,  # how many
 ) -> str:
     "Name of the linear layer that answers with the classes."
-    names = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m.out_features == classes and m.bias is not None]
-    check(len(names) > 0, f"expected a classifier that ends in a linear layer of {classes} classes, got {type(model).__name__}")
+    names = [
+        n
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and m.out_features == classes and m.bias is not None
+    ]
+    check(
+        len(names) > 0,
+        f"expected a classifier that ends in a linear layer of {classes} classes, got {type(model).__name__}",
+    )
     return names[-1]
 
 
@@ -132,16 +168,26 @@ def HubClassifier(
     "An image classifier of `transformers` behind the contract."
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    model = (model or AutoModelForImageClassification.from_config(AutoConfig.for_model(**config))).eval()
+    model = (
+        model or AutoModelForImageClassification.from_config(AutoConfig.for_model(**config))
+    ).eval()
     name = last_linear(model, len(fake))
     linear, probe = model.get_submodule(name), torch.randn(2, 3, *preprocess["crop"])
-    with torch.no_grad(): before = model(pixel_values=probe).logits
+    with torch.no_grad():
+        before = model(pixel_values=probe).logits
     model.set_submodule(name, nn.Identity())
-    with torch.no_grad(): after = model(pixel_values=probe).logits
-    check(after.shape == (2, linear.in_features) and torch.allclose(linear(after), before, atol=1e-4),
-          f"expected a classifier that ends in {name}, got {type(model).__name__}")
+    with torch.no_grad():
+        after = model(pixel_values=probe).logits
+    check(
+        after.shape == (2, linear.in_features) and torch.allclose(linear(after), before, atol=1e-4),
+        f"expected a classifier that ends in {name}, got {type(model).__name__}",
+    )
     about = dict(name="hub", config=config, preprocess=preprocess, fake=fake)
-    return Detector(nn.Sequential(Preprocess(**preprocess), Answers(model)), make_head(linear, fake), about=about)
+    return Detector(
+        nn.Sequential(Preprocess(**preprocess), Answers(model)),
+        make_head(linear, fake),
+        about=about,
+    )
 
 # %% ../../nbs/api/detector/hub.ipynb #00000011
 def hub_json(
@@ -151,10 +197,13 @@ def hub_json(
     "A JSON file of a model."
     from transformers.utils import cached_file
 
-    try: return json.loads(Path(cached_file(name, file)).read_text(encoding="utf-8"))
+    try:
+        return json.loads(Path(cached_file(name, file)).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as e:
-        raise ValueError(f"expected {file} in the folder {name} or on the hub, got none ({str(e).splitlines()[0]}): with internet, "
-                         f"`hf download {name} --local-dir FOLDER`, then hf:FOLDER") from None
+        raise ValueError(
+            f"expected {file} in the folder {name} or on the hub, got none ({str(e).splitlines()[0]}): with internet, "
+            f"`hf download {name} --local-dir FOLDER`, then hf:FOLDER"
+        ) from None
 
 
 def load_hf(
@@ -167,11 +216,19 @@ def load_hf(
     name, _, said = name.partition("#")
     preprocess = read_preprocessor(hub_json(name, "preprocessor_config.json"))
     config = hub_json(name, "config.json")
-    try: model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
+    try:
+        model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as e:
-        raise ValueError(f"expected an image classifier of transformers in {name}, got {config.get('architectures')} ({str(e).splitlines()[0]})") from None
+        raise ValueError(
+            f"expected an image classifier of transformers in {name}, got {config.get('architectures')} ({str(e).splitlines()[0]})"
+        ) from None
     labels = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    return HubClassifier(json.loads(model.config.to_json_string()), preprocess, which_fake(labels, fake or said or None), model).eval()
+    return HubClassifier(
+        json.loads(model.config.to_json_string()),
+        preprocess,
+        which_fake(labels, fake or said or None),
+        model,
+    ).eval()
 
 # %% ../../nbs/api/detector/hub.ipynb #00000018
 def load_timm(
@@ -180,17 +237,31 @@ def load_timm(
     pretrained: bool = True,  # its weights, from the cache or the internet
 ) -> Detector:  # in evaluation mode; its head is fresh, unless it knows real and fake
     "A network of timm as a detector."
-    try: import timm
-    except ImportError as e: raise ValueError(f"expected the package timm, got none ({e}): pip install timm, with a torchvision that fits torch") from None
+    try:
+        import timm
+    except ImportError as e:
+        raise ValueError(
+            f"expected the package timm, got none ({e}): pip install timm, with a torchvision that fits torch"
+        ) from None
     name, _, said = name.partition("#")
     body = timm.create_model(name, pretrained=pretrained)
     c = body.pretrained_cfg
     size = tuple(c["input_size"][1:])
     resized = tuple(round(s / c.get("crop_pct", 1)) for s in size)
     mode = c.get("interpolation", "bilinear")
-    scale = Preprocess(resized, size, mode if mode in MODES.values() else "bilinear", list(c["mean"]), list(c["std"]))
+    scale = Preprocess(
+        resized,
+        size,
+        mode if mode in MODES.values() else "bilinear",
+        list(c["mean"]),
+        list(c["std"]),
+    )
     labels, head = c.get("label_names") or [], body.get_classifier()
-    kept = make_head(head, which_fake(list(labels), fake or said or None)) if 2 <= len(labels) <= 20 else nn.Linear(getattr(head, "in_features", body.num_features), 2)
+    kept = (
+        make_head(head, which_fake(list(labels), fake or said or None))
+        if 2 <= len(labels) <= 20
+        else nn.Linear(getattr(head, "in_features", body.num_features), 2)
+    )
     body.reset_classifier(0)
     return Detector(nn.Sequential(scale, body), kept).eval()
 
@@ -201,13 +272,35 @@ def load_weights(
     **settings,  # what the network's function takes, e.g. width=16
 ) -> Detector:  # in evaluation mode
     "A network of this repository with weights from a plain state dict."
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e: raise ValueError(f"expected a state dict of tensors, got {path} ({str(e).splitlines()[0][:150]})") from None
-    for key in ("state_dict", "model", "model_state_dict", "net"): state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
-    check(isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values()) and len(state) > 0, f"expected a state dict of tensors, got another thing in {path}")
-    model, state = make_detector(name, **settings), {k.removeprefix("module."): v for k, v in state.items()}
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(
+            f"expected a state dict of tensors, got {path} ({str(e).splitlines()[0][:150]})"
+        ) from None
+    for key in ("state_dict", "model", "model_state_dict", "net"):
+        state = (
+            state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+        )
+    check(
+        isinstance(state, dict)
+        and all(isinstance(v, torch.Tensor) for v in state.values())
+        and len(state) > 0,
+        f"expected a state dict of tensors, got another thing in {path}",
+    )
+    model, state = (
+        make_detector(name, **settings),
+        {k.removeprefix("module."): v for k, v in state.items()},
+    )
     own = model.state_dict()
-    wrong = [k for k in own.keys() | state.keys() if k not in own or k not in state or own[k].shape != state[k].shape]
-    check(not wrong, f"expected the weights of {name}, got {len(wrong)} that do not fit: {', '.join(sorted(wrong)[:3])}")
+    wrong = [
+        k
+        for k in own.keys() | state.keys()
+        if k not in own or k not in state or own[k].shape != state[k].shape
+    ]
+    check(
+        not wrong,
+        f"expected the weights of {name}, got {len(wrong)} that do not fit: {', '.join(sorted(wrong)[:3])}",
+    )
     model.load_state_dict(state)
     return model.eval()

@@ -30,7 +30,11 @@ class Resize(nn.Module):
         self.size = size
 
     def forward(self, x):
-        return x if x.shape[-1] == self.size else F.interpolate(x, size=(self.size, self.size), mode="nearest-exact")
+        return (
+            x
+            if x.shape[-1] == self.size
+            else F.interpolate(x, size=(self.size, self.size), mode="nearest-exact")
+        )
 
 # %% ../../nbs/api/detector/meso.ipynb #0000000b
 def mesoscopic(
@@ -39,7 +43,9 @@ def mesoscopic(
     convolution: nn.Module,  # (n,*,h,w) -> (n,c,h,w)
 ) -> nn.Sequential:
     "One block of MesoNet: convolution, ReLU, batch norm, pooling."
-    return nn.Sequential(convolution, nn.ReLU(), nn.BatchNorm2d(c, eps=1e-3), nn.MaxPool2d(pool, ceil_mode=True))
+    return nn.Sequential(
+        convolution, nn.ReLU(), nn.BatchNorm2d(c, eps=1e-3), nn.MaxPool2d(pool, ceil_mode=True)
+    )
 
 
 class Inception(nn.Module):
@@ -54,8 +60,13 @@ class Inception(nn.Module):
         a, *others = widths
         self.branches = nn.ModuleList([nn.Sequential(nn.Conv2d(c_in, a, 1))])
         for dilation, c in enumerate(others, 1):
-            self.branches.append(nn.Sequential(nn.Conv2d(c_in, c, 1), nn.ReLU(),
-                                               nn.Conv2d(c, c, 3, padding=dilation, dilation=dilation)))
+            self.branches.append(
+                nn.Sequential(
+                    nn.Conv2d(c_in, c, 1),
+                    nn.ReLU(),
+                    nn.Conv2d(c, c, 3, padding=dilation, dilation=dilation),
+                )
+            )
 
     def forward(self, x):
         return torch.cat([branch(x) for branch in self.branches], 1)
@@ -87,12 +98,22 @@ def meso(
     check(size >= 32, f"expected size >= 32, got {size}")
     third = mesoscopic(16, 2, nn.Conv2d(first[1][2].num_features, 16, 5, padding=2))
     fourth = mesoscopic(16, 4, nn.Conv2d(16, 16, 5, padding=2))
-    see = dict(resize=Resize(size)) | (dict(detail=Detail(2 * detail)) if detail else {})  # [0,1] halves contrasts
+    see = dict(resize=Resize(size)) | (
+        dict(detail=Detail(2 * detail)) if detail else {}
+    )  # [0,1] halves contrasts
     blocks = dict(see, block1=first[0], block2=first[1], block3=third, block4=fourth)
     body = nn.Sequential(OrderedDict(**blocks, dense=Dense(16, size)))
     for m in body.modules():
-        if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.xavier_uniform_(m.weight), nn.init.zeros_(m.bias)
-    return Detector(body, nn.Linear(16, 2), "body.block4", dict(name=name, size=size, detail=detail), (0, 0, 0), (1, 1, 1))
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(m.weight), nn.init.zeros_(m.bias)
+    return Detector(
+        body,
+        nn.Linear(16, 2),
+        "body.block4",
+        dict(name=name, size=size, detail=detail),
+        (0, 0, 0),
+        (1, 1, 1),
+    )
 
 # %% ../../nbs/api/detector/meso.ipynb #00000014
 def Meso4(
@@ -100,8 +121,15 @@ def Meso4(
     detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
 ) -> Detector:
     "Meso-4 of Afchar et al. 2018, fresh weights."
-    return meso("meso4", size, detail, (mesoscopic(8, 2, nn.Conv2d(6 if detail else 3, 8, 3, padding=1)),
-                                        mesoscopic(8, 2, nn.Conv2d(8, 8, 5, padding=2))))
+    return meso(
+        "meso4",
+        size,
+        detail,
+        (
+            mesoscopic(8, 2, nn.Conv2d(6 if detail else 3, 8, 3, padding=1)),
+            mesoscopic(8, 2, nn.Conv2d(8, 8, 5, padding=2)),
+        ),
+    )
 
 
 def MesoInception4(
@@ -109,8 +137,15 @@ def MesoInception4(
     detail: float = 8.0,  # gain of the high-pass copy beside the image; 0 leaves it out, as published
 ) -> Detector:
     "MesoInception-4 of Afchar et al. 2018, fresh weights."
-    return meso("mesoinception4", size, detail, (mesoscopic(11, 2, Inception(6 if detail else 3, (1, 4, 4, 2))),
-                                                 mesoscopic(12, 2, Inception(11, (2, 4, 4, 2)))))
+    return meso(
+        "mesoinception4",
+        size,
+        detail,
+        (
+            mesoscopic(11, 2, Inception(6 if detail else 3, (1, 4, 4, 2))),
+            mesoscopic(12, 2, Inception(11, (2, 4, 4, 2))),
+        ),
+    )
 
 # %% ../../nbs/api/detector/meso.ipynb #00000021
 def keras_layers(
@@ -121,13 +156,27 @@ def keras_layers(
     for group in (g for g in root.values() if hasattr(g, "visititems")):
         kind, number = re.fullmatch(r"(.+?)_?(\d*)", group.name.rsplit("/", 1)[-1]).groups()
         weights = {}
-        group.visititems(lambda k, v: weights.update({re.sub(r".*/|:.*", "", k): v}) if hasattr(v, "dtype") else None)
-        if weights: found.setdefault(kind, []).append((int(number or 0), weights))
-    return {kind: [w for _, w in sorted(layers, key=lambda layer: layer[0])] for kind, layers in found.items()}
+        group.visititems(
+            lambda k, v: (
+                weights.update({re.sub(r".*/|:.*", "", k): v}) if hasattr(v, "dtype") else None
+            )
+        )
+        if weights:
+            found.setdefault(kind, []).append((int(number or 0), weights))
+    return {
+        kind: [w for _, w in sorted(layers, key=lambda layer: layer[0])]
+        for kind, layers in found.items()
+    }
 
 # %% ../../nbs/api/detector/meso.ipynb #00000023
-KERAS = dict(kernel="weight", bias="bias", gamma="weight", beta="bias", moving_mean="running_mean",
-             moving_variance="running_var")
+KERAS = dict(
+    kernel="weight",
+    bias="bias",
+    gamma="weight",
+    beta="bias",
+    moving_mean="running_mean",
+    moving_variance="running_var",
+)
 
 
 def pour(
@@ -140,7 +189,10 @@ def pour(
         target, axes = getattr(module, KERAS[name]).data, tuple(range(len(value.shape)))
         axes = (3, 2, 0, 1) if len(axes) == 4 else axes[::-1]
         shape = tuple(value.shape[a] for a in axes)
-        check(shape == tuple(target.shape), f"expected {name} of shape {tuple(target.shape)}, got {shape}")
+        check(
+            shape == tuple(target.shape),
+            f"expected {name} of shape {tuple(target.shape)}, got {shape}",
+        )
         target.copy_(torch.from_numpy(value[()]).permute(axes))
 
 # %% ../../nbs/api/detector/meso.ipynb #00000025
@@ -150,17 +202,26 @@ def load_meso(
     "The authors' weights in our networks: p_fake = 1 - their output."
     import h5py
 
-    try: file = h5py.File(path, "r")
-    except OSError as e: raise ValueError(f"expected a Keras .h5 file of MesoNet, got {path} ({e})") from None
+    try:
+        file = h5py.File(path, "r")
+    except OSError as e:
+        raise ValueError(f"expected a Keras .h5 file of MesoNet, got {path} ({e})") from None
     with file:
         layers = keras_layers(file)
-        convs, norms, dense = (layers.get(kind, []) for kind in ("conv2d", "batch_normalization", "dense"))
+        convs, norms, dense = (
+            layers.get(kind, []) for kind in ("conv2d", "batch_normalization", "dense")
+        )
         makers = {(4, 4, 2): Meso4, (16, 4, 2): MesoInception4}
         counts = len(convs), len(norms), len(dense)
-        check(counts in makers, f"expected (convolutions, batch norms, dense) in {list(makers)}, got {counts}")
+        check(
+            counts in makers,
+            f"expected (convolutions, batch norms, dense) in {list(makers)}, got {counts}",
+        )
         model = makers[counts](detail=0)
         of_kind = lambda kind: [m for m in model.body.modules() if isinstance(m, kind)]
-        for module, weights in zip(of_kind(nn.Conv2d) + of_kind(nn.BatchNorm2d) + of_kind(nn.Linear), convs + norms + dense):
+        for module, weights in zip(
+            of_kind(nn.Conv2d) + of_kind(nn.BatchNorm2d) + of_kind(nn.Linear), convs + norms + dense
+        ):
             pour(module, weights)
         real = nn.Linear(16, 1)
         pour(real, dense[1])

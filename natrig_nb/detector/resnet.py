@@ -25,16 +25,24 @@ class Block(nn.Module):
         stride: int = 1,  # 2 halves the resolution
     ):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out)
+        self.conv1, self.bn1 = (
+            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+        )
         self.conv2, self.bn2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out)
         nn.init.zeros_(self.bn2.weight)
         same, self.stride = stride == 1 and c_in == c_out, stride
-        self.skip = nn.Sequential() if same else nn.Sequential(
-            nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+        self.skip = (
+            nn.Sequential()
+            if same
+            else nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+        )
 
     def forward(self, x):
         correction = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)), inplace=True)))
-        x = x[:, :, :: self.stride, :: self.stride]  # oneDNN's strided 1 x 1 convolution of 4 channels breaks the heap
+        x = x[
+            :, :, :: self.stride, :: self.stride
+        ]  # oneDNN's strided 1 x 1 convolution of 4 channels breaks the heap
         return F.relu(correction.add_(self.skip(x)), inplace=True)
 
 # %% ../../nbs/api/detector/resnet.ipynb #0000000c
@@ -44,14 +52,28 @@ def ResNet18(
 ) -> Detector:  # features (n, 8 * width)
     "ResNet-18 with the ImageNet stem (He et al. 2015), fresh weights, any size from 32 pixels."
     check(width >= 1, f"expected width >= 1, got {width}")
-    see = [Detail(detail), nn.Conv2d(6, width, 7, 2, 3, bias=False)] if detail else [nn.Conv2d(3, width, 7, 2, 3, bias=False)]
+    see = (
+        [Detail(detail), nn.Conv2d(6, width, 7, 2, 3, bias=False)]
+        if detail
+        else [nn.Conv2d(3, width, 7, 2, 3, bias=False)]
+    )
     stem = nn.Sequential(*see, nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
     stages, c = OrderedDict(stem=stem), width
     for i in range(4):
         wider = width * 2**i
-        stages[f"stage{i + 1}"] = nn.Sequential(Block(c, wider, stride=2 if i else 1), Block(wider, wider))
+        stages[f"stage{i + 1}"] = nn.Sequential(
+            Block(c, wider, stride=2 if i else 1), Block(wider, wider)
+        )
         c = wider
-    body = nn.Sequential(OrderedDict(**stages, pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())))
+    body = nn.Sequential(
+        OrderedDict(**stages, pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    )
     for m in body.modules():
-        if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-    return Detector(body, nn.Linear(c, 2), last_conv="body.stage4", about=dict(name="resnet18", width=width, detail=detail))
+        if isinstance(m, nn.Conv2d):
+            nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
+    return Detector(
+        body,
+        nn.Linear(c, 2),
+        last_conv="body.stage4",
+        about=dict(name="resnet18", width=width, detail=detail),
+    )

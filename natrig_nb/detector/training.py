@@ -18,8 +18,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FaceSet, check, pick_device, progress, seeded, to_float, write_atomic
-from .base import predict_fake
 from ..metrics import accuracy
+from .base import predict_fake
 
 # %% ../../nbs/api/detector/training.ipynb #00000006
 def one_cycle(
@@ -28,7 +28,9 @@ def one_cycle(
     warm: float = 0.2,  # part of the run that climbs
 ) -> float:
     "Linear climb to `peak`, cosine down to zero (after Smith & Topin 2017)."
-    return peak * (at / warm if at < warm else 0.5 + 0.5 * math.cos(math.pi * (at - warm) / (1 - warm)))
+    return peak * (
+        at / warm if at < warm else 0.5 + 0.5 * math.cos(math.pi * (at - warm) / (1 - warm))
+    )
 
 # %% ../../nbs/api/detector/training.ipynb #0000000a
 def epoch_batches(
@@ -65,7 +67,8 @@ def plan(
     "Steps of a run from `start` on: number, indices (b,), mirror flags (b,)."
     steps = max(n // batch, 1)
     for k in range(start, epochs * steps):
-        if k == start or k % steps == 0: order, mirror = epoch_batches(n, batch, seed, k // steps)
+        if k == start or k % steps == 0:
+            order, mirror = epoch_batches(n, batch, seed, k // steps)
         yield k, order[k % steps], mirror[k % steps]
 
 # %% ../../nbs/api/detector/training.ipynb #00000011
@@ -77,7 +80,8 @@ def step(
     lr: float,  # learning rate of this step
 ) -> torch.Tensor:  # the loss, a scalar without gradient
     "One forward pass, one backward pass, one change of the weights."
-    for group in optimizer.param_groups: group["lr"] = lr
+    for group in optimizer.param_groups:
+        group["lr"] = lr
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
         loss = F.cross_entropy(model(x).float(), y)
     optimizer.zero_grad()
@@ -91,7 +95,8 @@ def checksum(
 ) -> int:
     "CRC-32 over the bytes of tensors, in order."
     crc = 0
-    for t in tensors: crc = zlib.crc32(t.detach().cpu().numpy().tobytes(), crc)
+    for t in tensors:
+        crc = zlib.crc32(t.detach().cpu().numpy().tobytes(), crc)
     return crc
 
 # %% ../../nbs/api/detector/training.ipynb #20072052
@@ -103,8 +108,14 @@ def save_run(
     optimizer: torch.optim.Optimizer | None,  # its moments; None once the run is over
 ) -> None:
     "Replace the checkpoint by a whole new one."
-    parts = dict(run=run, state=state, model=model.state_dict(), optimizer=optimizer and optimizer.state_dict())
-    with write_atomic(path) as t: torch.save(parts, t)
+    parts = dict(
+        run=run,
+        state=state,
+        model=model.state_dict(),
+        optimizer=optimizer and optimizer.state_dict(),
+    )
+    with write_atomic(path) as t:
+        torch.save(parts, t)
 
 # %% ../../nbs/api/detector/training.ipynb #8ab00260
 def save_when_due(
@@ -119,7 +130,8 @@ def save_when_due(
 ) -> float:  # when it was saved last
     "Save a run that is over, or that was not saved for some time."
     over = state["step"] == total
-    if path is None or not (over or time.time() - saved > every): return saved
+    if path is None or not (over or time.time() - saved > every):
+        return saved
     save_run(path, run, state, model, None if over else optimizer)
     return time.time()
 
@@ -131,12 +143,17 @@ def resume(
     optimizer: torch.optim.Optimizer,  # gets the moments
 ) -> dict:  # step, loss summed over the epoch so far, history
     "Go on where a killed run stopped, or start; a file of another run is refused."
-    if path is None or not Path(path).is_file(): return dict(step=0, loss=torch.tensor(0.0), history=[])
+    if path is None or not Path(path).is_file():
+        return dict(step=0, loss=torch.tensor(0.0), history=[])
     parts = torch.load(path, map_location="cpu", weights_only=True)
     differs = [k for k in run if parts["run"].get(k) != run[k]]
-    check(not differs, f"expected a checkpoint of this run in {path}, got one with another {', '.join(differs)}")
+    check(
+        not differs,
+        f"expected a checkpoint of this run in {path}, got one with another {', '.join(differs)}",
+    )
     model.load_state_dict(parts["model"])
-    if parts["optimizer"]: optimizer.load_state_dict(parts["optimizer"])
+    if parts["optimizer"]:
+        optimizer.load_state_dict(parts["optimizer"])
     return parts["state"]
 
 # %% ../../nbs/api/detector/training.ipynb #00000017
@@ -149,9 +166,13 @@ def end_epoch(
 ) -> dict:  # the new row of the history
     "Close an epoch: mean loss, validation accuracy, a fresh sum."
     loss, epoch = state["loss"].item() / steps, state["step"] // steps
-    check(math.isfinite(loss), f"expected a finite loss, got {loss} in epoch {epoch}; try a smaller lr")
+    check(
+        math.isfinite(loss),
+        f"expected a finite loss, got {loss} in epoch {epoch}; try a smaller lr",
+    )
     row = dict(epoch=epoch, loss=loss, seconds=seconds)
-    if val is not None: row["val_accuracy"] = accuracy(predict_fake(model, val.images), val.labels)
+    if val is not None:
+        row["val_accuracy"] = accuracy(predict_fake(model, val.images), val.labels)
     state["history"].append(row)
     state["loss"] = torch.tensor(0.0)
     return row
@@ -175,19 +196,45 @@ def train(
     check(len(ds) > 1, f"expected at least 2 images to train on, got {len(ds)}")
     model.to(device := torch.device(device or pick_device())).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
-    run = dict(n=len(ds), epochs=epochs, lr=lr, batch=batch, seed=seed, augment=augment, weight_decay=weight_decay)
-    if checkpoint: run |= dict(data=checksum(ds.images, ds.labels), weights=checksum(*model.state_dict().values()))
+    run = dict(
+        n=len(ds),
+        epochs=epochs,
+        lr=lr,
+        batch=batch,
+        seed=seed,
+        augment=augment,
+        weight_decay=weight_decay,
+    )
+    if checkpoint:
+        run |= dict(
+            data=checksum(ds.images, ds.labels), weights=checksum(*model.state_dict().values())
+        )
     state, clock = resume(checkpoint, run, model, optimizer), time.time()
-    steps, saved, images = max(len(ds) // batch, 1), clock, ds.images.permute(0, 2, 3, 1).contiguous()
-    bar = progress(plan(len(ds), batch, epochs, seed, state["step"]), "training", epochs * steps - state["step"])
+    steps, saved, images = (
+        max(len(ds) // batch, 1),
+        clock,
+        ds.images.permute(0, 2, 3, 1).contiguous(),
+    )
+    bar = progress(
+        plan(len(ds), batch, epochs, seed, state["step"]),
+        "training",
+        epochs * steps - state["step"],
+    )
     with torch.random.fork_rng():
         for k, index, mirror in bar:
             torch.manual_seed(seed * 1_000_003 + k)
             x = pick(images, index, mirror & augment, device)
             rate = one_cycle((k + 0.5) / (epochs * steps), lr)
-            state["loss"] = step(model, optimizer, x, ds.labels[index].to(device), rate) + state["loss"].to(device)
+            state["loss"] = step(model, optimizer, x, ds.labels[index].to(device), rate) + state[
+                "loss"
+            ].to(device)
             state["step"] = k + 1
-            if state["step"] % steps == 0: bar.set_postfix(end_epoch(state, model, val, steps, time.time() - clock), refresh=False)
-            saved = save_when_due(checkpoint, run, state, model, optimizer, epochs * steps, saved, every)
+            if state["step"] % steps == 0:
+                bar.set_postfix(
+                    end_epoch(state, model, val, steps, time.time() - clock), refresh=False
+                )
+            saved = save_when_due(
+                checkpoint, run, state, model, optimizer, epochs * steps, saved, every
+            )
     model.history = pd.DataFrame(state["history"])
     return model.eval()

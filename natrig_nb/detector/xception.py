@@ -19,8 +19,11 @@ def separable(
     c_out: int,  # channels that go out
 ) -> nn.Sequential:
     "A 3 x 3 filter for each channel, a mix of the channels, batch norm."
-    return nn.Sequential(nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False),
-                         nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_in, 3, padding=1, groups=c_in, bias=False),
+        nn.Conv2d(c_in, c_out, 1, bias=False),
+        nn.BatchNorm2d(c_out),
+    )
 
 # %% ../../nbs/api/detector/xception.ipynb #0000000c
 class Block(nn.Module):
@@ -34,10 +37,17 @@ class Block(nn.Module):
     ):
         super().__init__()
         layers = [m for a, b in zip(widths, widths[1:]) for m in (nn.ReLU(), separable(a, b))]
-        self.layers = nn.Sequential(*layers[not rectify :], *([nn.MaxPool2d(3, 2, 1)] if halve else []))
+        self.layers = nn.Sequential(
+            *layers[not rectify :], *([nn.MaxPool2d(3, 2, 1)] if halve else [])
+        )
         self.stride = 2 if halve else 1
-        self.skip = nn.Sequential() if not halve else nn.Sequential(
-            nn.Conv2d(widths[0], widths[-1], 1, bias=False), nn.BatchNorm2d(widths[-1]))
+        self.skip = (
+            nn.Sequential()
+            if not halve
+            else nn.Sequential(
+                nn.Conv2d(widths[0], widths[-1], 1, bias=False), nn.BatchNorm2d(widths[-1])
+            )
+        )
 
     def forward(self, x):
         return self.layers(x) + self.skip(x[:, :, :: self.stride, :: self.stride])
@@ -48,10 +58,22 @@ def entry(
     detail: float,  # gain of the high-pass copy beside the image; 0 leaves it out
 ) -> nn.Sequential:
     "From pixels to 22.75 * w channels at a sixteenth of the side."
-    first = [Detail(detail), nn.Conv2d(6, w, 3, 2, bias=False)] if detail else [nn.Conv2d(3, w, 3, 2, bias=False)]
-    return nn.Sequential(*first, nn.BatchNorm2d(w), nn.ReLU(), nn.Conv2d(w, 2 * w, 3, bias=False), nn.BatchNorm2d(2 * w), nn.ReLU(),
-                         Block([2 * w, 4 * w, 4 * w], rectify=False), Block([4 * w, 8 * w, 8 * w]),
-                         Block([8 * w, 91 * w // 4, 91 * w // 4]))
+    first = (
+        [Detail(detail), nn.Conv2d(6, w, 3, 2, bias=False)]
+        if detail
+        else [nn.Conv2d(3, w, 3, 2, bias=False)]
+    )
+    return nn.Sequential(
+        *first,
+        nn.BatchNorm2d(w),
+        nn.ReLU(),
+        nn.Conv2d(w, 2 * w, 3, bias=False),
+        nn.BatchNorm2d(2 * w),
+        nn.ReLU(),
+        Block([2 * w, 4 * w, 4 * w], rectify=False),
+        Block([4 * w, 8 * w, 8 * w]),
+        Block([8 * w, 91 * w // 4, 91 * w // 4]),
+    )
 
 
 def Xception(
@@ -62,11 +84,22 @@ def Xception(
     "Xception (Chollet 2017), fresh weights, any size from 32 pixels on."
     check(width >= 1, f"expected width >= 1, got {width}")
     w, m = width, 91 * width // 4  # 728 channels at width 32
-    flows = dict(entry=entry(w, detail), middle=nn.Sequential(*[Block([m] * 4, halve=False) for _ in range(middle)]),
-                 exit=nn.Sequential(Block([m, m, 32 * w]), separable(32 * w, 48 * w), nn.ReLU(),
-                                    separable(48 * w, 64 * w), nn.ReLU()))
-    body = nn.Sequential(OrderedDict(**flows, pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())))
+    flows = dict(
+        entry=entry(w, detail),
+        middle=nn.Sequential(*[Block([m] * 4, halve=False) for _ in range(middle)]),
+        exit=nn.Sequential(
+            Block([m, m, 32 * w]),
+            separable(32 * w, 48 * w),
+            nn.ReLU(),
+            separable(48 * w, 64 * w),
+            nn.ReLU(),
+        ),
+    )
+    body = nn.Sequential(
+        OrderedDict(**flows, pool=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    )
     for layer in body.modules():
-        if isinstance(layer, nn.Conv2d): nn.init.kaiming_normal_(layer.weight)
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight)
     about = dict(name="xception", width=width, middle=middle, detail=detail)
     return Detector(body, nn.Linear(64 * w, 2), "body.exit", about)

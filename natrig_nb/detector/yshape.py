@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FAKE, REAL, batches, check, pick_device, progress, seeded, to_float
-from .base import Detail, Detector, evaluating, predict_fake
-from .training import checksum, one_cycle, pick, plan, resume, save_when_due
 from ..data.forgeries import Forgeries, mask_iou
 from ..metrics import accuracy
+from .base import Detail, Detector, evaluating, predict_fake
+from .training import checksum, one_cycle, pick, plan, resume, save_when_due
 
 # %% ../../nbs/api/detector/yshape.ipynb #00000006
 def down(
@@ -40,7 +40,11 @@ def up(
     stride: int = 1,  # 2 doubles the side
 ) -> list:  # of three layers
     "Transposed convolution, batch norm, rectifier."
-    return [nn.ConvTranspose2d(c_in, c_out, 3, stride, 1, stride - 1), nn.BatchNorm2d(c_out), nn.ReLU()]
+    return [
+        nn.ConvTranspose2d(c_in, c_out, 3, stride, 1, stride - 1),
+        nn.BatchNorm2d(c_out),
+        nn.ReLU(),
+    ]
 
 
 def arm(
@@ -48,8 +52,13 @@ def arm(
     c_out: int,  # channels of the answer
 ) -> nn.Sequential:  # (n,4w,r/4,r/4) -> (n,c_out,r,r)
     "The last five convolutions of the decoder: from a quarter of the side to pixels."
-    return nn.Sequential(*up(4 * w, 2 * w), *up(2 * w, 2 * w, 2), *up(2 * w, w), *up(w, w, 2),
-                         nn.ConvTranspose2d(w, c_out, 3, 1, 1))
+    return nn.Sequential(
+        *up(4 * w, 2 * w),
+        *up(2 * w, 2 * w, 2),
+        *up(2 * w, w),
+        *up(w, w, 2),
+        nn.ConvTranspose2d(w, c_out, 3, 1, 1),
+    )
 
 # %% ../../nbs/api/detector/yshape.ipynb #000000a0
 class Loudness(nn.Module):
@@ -69,21 +78,42 @@ class YDetector(Detector):
     ):
         check(width >= 1, f"expected width >= 1, got {width}")
         w, first = width, [Detail(detail), *down(6, width)] if detail else down(3, width)
-        coder = nn.Sequential(*first, *down(w, w, 2), *down(w, 2 * w), *down(2 * w, 2 * w, 2), *down(2 * w, 4 * w),
-                              *down(4 * w, 4 * w, 2), *down(4 * w, 8 * w), *down(8 * w, 8 * w, 2), *down(8 * w, 16 * w))
+        coder = nn.Sequential(
+            *first,
+            *down(w, w, 2),
+            *down(w, 2 * w),
+            *down(2 * w, 2 * w, 2),
+            *down(2 * w, 4 * w),
+            *down(4 * w, 4 * w, 2),
+            *down(4 * w, 8 * w),
+            *down(8 * w, 8 * w, 2),
+            *down(8 * w, 16 * w),
+        )
         body, head = nn.Sequential(), nn.Linear(16 * w, 2, bias=False)
         body.add_module("coder", coder), body.add_module("loudness", Loudness())
-        with torch.no_grad(): head.weight.copy_(torch.eye(2).repeat_interleave(8 * w, 1) / (8 * w))
-        super().__init__(body, head.requires_grad_(False), "body.coder", dict(name="yshape", width=width, detail=detail))
-        self.shared = nn.Sequential(*up(16 * w, 8 * w), *up(8 * w, 8 * w, 2), *up(8 * w, 4 * w), *up(4 * w, 4 * w, 2))
+        with torch.no_grad():
+            head.weight.copy_(torch.eye(2).repeat_interleave(8 * w, 1) / (8 * w))
+        super().__init__(
+            body,
+            head.requires_grad_(False),
+            "body.coder",
+            dict(name="yshape", width=width, detail=detail),
+        )
+        self.shared = nn.Sequential(
+            *up(16 * w, 8 * w), *up(8 * w, 8 * w, 2), *up(8 * w, 4 * w), *up(4 * w, 4 * w, 2)
+        )
         self.segmenter, self.painter = arm(w, 2), nn.Sequential(arm(w, 3), nn.Tanh())
         self.to(memory_format=torch.channels_last)
 
     def code(self, x):
         "Images (n,3,r,r) in [-1,1] -> code (n,16w,r/16,r/16); the first half of its channels means REAL."
-        check(x.ndim == 4 and min(x.shape[2:]) >= 64 and not x.shape[2] % 16 and not x.shape[3] % 16,
-              f"expected images (n,3,r,r) with r >= 64, a multiple of 16, got {tuple(x.shape)}")
-        return self.body.coder(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+        check(
+            x.ndim == 4 and min(x.shape[2:]) >= 64 and not x.shape[2] % 16 and not x.shape[3] % 16,
+            f"expected images (n,3,r,r) with r >= 64, a multiple of 16, got {tuple(x.shape)}",
+        )
+        return self.body.coder(
+            ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        )
 
     def features(self, x):
         "Images (n,3,r,r) in [-1,1] -> loudness of each channel of the code (n,16w)."
@@ -125,12 +155,24 @@ def losses(
     mask: torch.Tensor,  # (n,1,r,r) in [0,1]
 ) -> torch.Tensor:  # (3,): activation, segmentation, reconstruction
     "The three losses under teacher forcing: the decoder reads the half of the true label."
-    check(mask.shape == (len(x), 1, *x.shape[2:]), f"expected masks {(len(x), 1, *x.shape[2:])}, got {tuple(mask.shape)}")
-    check(set(y.tolist()) <= {REAL, FAKE}, f"expected labels {REAL} or {FAKE}, got {sorted(set(y.tolist()))}")
+    check(
+        mask.shape == (len(x), 1, *x.shape[2:]),
+        f"expected masks {(len(x), 1, *x.shape[2:])}, got {tuple(mask.shape)}",
+    )
+    check(
+        set(y.tolist()) <= {REAL, FAKE},
+        f"expected labels {REAL} or {FAKE}, got {sorted(set(y.tolist()))}",
+    )
     code = model.code(x)
     loud, (seg, picture) = model.head(model.body.loudness(code)), model.decode(code, y)
     activation = (loud - F.one_hot(y, 2)).abs().sum(1).mean()
-    return torch.stack([activation, F.cross_entropy(seg.float(), (mask[:, 0] > 0.5).long()), F.mse_loss(picture.float(), x)])
+    return torch.stack(
+        [
+            activation,
+            F.cross_entropy(seg.float(), (mask[:, 0] > 0.5).long()),
+            F.mse_loss(picture.float(), x),
+        ]
+    )
 
 # %% ../../nbs/api/detector/yshape.ipynb #00000014
 def judge(
@@ -141,10 +183,14 @@ def judge(
     "Accuracy, mean IoU of forgeries, and share of real faces' pixels called forged."
     masks = torch.empty_like(ds.masks)
     with evaluating(model):
-        for s in batches(len(ds), batch): masks[s] = model.segment(to_float(ds.images[s]).to(model.mean.device)).cpu()
+        for s in batches(len(ds), batch):
+            masks[s] = model.segment(to_float(ds.images[s]).to(model.mean.device)).cpu()
     fake = ds.labels == FAKE
-    return {"accuracy": accuracy(predict_fake(model, ds.images, batch), ds.labels), "iou": float(mask_iou(masks[fake], ds.masks[fake]).mean()),
-            "false_pixels": float((masks[~fake] > 0.5).float().mean())}
+    return {
+        "accuracy": accuracy(predict_fake(model, ds.images, batch), ds.labels),
+        "iou": float(mask_iou(masks[fake], ds.masks[fake]).mean()),
+        "false_pixels": float((masks[~fake] > 0.5).float().mean()),
+    }
 
 # %% ../../nbs/api/detector/yshape.ipynb #b7dae487
 def train_yshape(
@@ -163,21 +209,34 @@ def train_yshape(
     "Train on the sum of three losses; same arguments, same weights, also after a kill."
     check(len(ds) > 1, f"expected at least 2 images to train on, got {len(ds)}")
     model.to(device := torch.device(device or pick_device())).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr, weight_decay=weight_decay)
-    four = torch.cat([ds.images, ds.masks.mul(255).round().byte()], 1).permute(0, 2, 3, 1).contiguous()  # the mask is mirrored too
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr, weight_decay=weight_decay
+    )
+    four = (
+        torch.cat([ds.images, ds.masks.mul(255).round().byte()], 1).permute(0, 2, 3, 1).contiguous()
+    )  # the mask is mirrored too
     run = dict(n=len(ds), epochs=epochs, lr=lr, batch=batch, seed=seed, weight_decay=weight_decay)
-    if checkpoint: run |= dict(data=checksum(four, ds.labels), weights=checksum(*model.state_dict().values()))
+    if checkpoint:
+        run |= dict(data=checksum(four, ds.labels), weights=checksum(*model.state_dict().values()))
     state, steps = resume(checkpoint, run, model, optimizer), max(len(ds) // batch, 1)
     saved = clock = time.time()
-    bar = progress(plan(len(ds), batch, epochs, seed, state["step"]), "training", epochs * steps - state["step"])
+    bar = progress(
+        plan(len(ds), batch, epochs, seed, state["step"]),
+        "training",
+        epochs * steps - state["step"],
+    )
     for k, index, mirror in bar:
         parts = pick(four, index, mirror, device)
-        for group in optimizer.param_groups: group["lr"] = one_cycle((k + 0.5) / (epochs * steps), lr)
+        for group in optimizer.param_groups:
+            group["lr"] = one_cycle((k + 0.5) / (epochs * steps), lr)
         each = losses(model, parts[:, :3], ds.labels[index].to(device), (parts[:, 3:] + 1) / 2)
         optimizer.zero_grad(), each.sum().backward(), optimizer.step()
         state["loss"], state["step"] = each.detach().cpu() + state["loss"], k + 1
-        if state["step"] % steps == 0: bar.set_postfix(_close(state, model, val, steps, time.time() - clock), refresh=False)
-        saved = save_when_due(checkpoint, run, state, model, optimizer, epochs * steps, saved, every)
+        if state["step"] % steps == 0:
+            bar.set_postfix(_close(state, model, val, steps, time.time() - clock), refresh=False)
+        saved = save_when_due(
+            checkpoint, run, state, model, optimizer, epochs * steps, saved, every
+        )
     model.history = pd.DataFrame(state["history"])
     return model.eval()
 
@@ -186,8 +245,13 @@ def _close(state, model, val, steps, seconds):
     "Close an epoch: the three mean losses, what `judge` says, a fresh sum."
     each = (state["loss"] / steps).tolist()
     check(math.isfinite(sum(each)), f"expected finite losses, got {each}; try a smaller lr")
-    row = dict(epoch=state["step"] // steps, seconds=seconds, **dict(zip(("activation", "segmentation", "reconstruction"), each)))
-    if val is not None: row |= judge(model, val)
+    row = dict(
+        epoch=state["step"] // steps,
+        seconds=seconds,
+        **dict(zip(("activation", "segmentation", "reconstruction"), each)),
+    )
+    if val is not None:
+        row |= judge(model, val)
     state["history"].append(row)
     state["loss"] = torch.tensor(0.0)
     return row
@@ -201,7 +265,10 @@ def load_yshape(
     with safe_open(path, "pt") as f:
         about = json.loads((f.metadata() or {}).get("detector", "{}"))
         tensors = {k: f.get_tensor(k) for k in f.keys()}
-    check(about.pop("name", None) == "yshape", f"expected a Y-shaped detector in {path}, got another network")
+    check(
+        about.pop("name", None) == "yshape",
+        f"expected a Y-shaped detector in {path}, got another network",
+    )
     model = YShape(**about)
     model.load_state_dict(tensors)
     return model.eval()
@@ -215,14 +282,33 @@ def reach(
     starts: int = 4,  # random codes to begin with; the best counts
 ) -> float:  # IoU in [0,1]
     "How well the decoder draws a mask from the best code of the FAKE half, with no picture."
-    check(mask.ndim == 2 and bool(((mask == 0) | (mask == 1)).all()), f"expected a mask (r,r) of 0 and 1, got {tuple(mask.shape)}")
-    half, side, wanted = model.head.in_features // 2, mask.shape[-1] // 16, mask.expand(starts, *mask.shape).to(model.mean.device)
-    free = torch.rand(starts, half, side, side, generator=seeded(0)).mul(2).to(wanted.device).requires_grad_(True)
+    check(
+        mask.ndim == 2 and bool(((mask == 0) | (mask == 1)).all()),
+        f"expected a mask (r,r) of 0 and 1, got {tuple(mask.shape)}",
+    )
+    half, side, wanted = (
+        model.head.in_features // 2,
+        mask.shape[-1] // 16,
+        mask.expand(starts, *mask.shape).to(model.mean.device),
+    )
+    free = (
+        torch.rand(starts, half, side, side, generator=seeded(0))
+        .mul(2)
+        .to(wanted.device)
+        .requires_grad_(True)
+    )
     optimizer = torch.optim.Adam([free], 0.05)
     for _ in range(steps):
-        free.grad, = torch.autograd.grad(F.cross_entropy(_drawn(model, free, loudness), wanted.long()), [free])
+        (free.grad,) = torch.autograd.grad(
+            F.cross_entropy(_drawn(model, free, loudness), wanted.long()), [free]
+        )
         optimizer.step()
-    with torch.no_grad(): return float(mask_iou(_drawn(model, free, loudness).softmax(1)[:, FAKE:], wanted[:, None].float()).max())
+    with torch.no_grad():
+        return float(
+            mask_iou(
+                _drawn(model, free, loudness).softmax(1)[:, FAKE:], wanted[:, None].float()
+            ).max()
+        )
 
 
 def _drawn(model, free, loudness):
@@ -230,4 +316,3 @@ def _drawn(model, free, loudness):
     code = free.square()
     code = code * (loudness / code.mean((1, 2, 3), keepdim=True).clamp(min=1e-12)).clamp(max=1)
     return model.segmenter(model.shared(torch.cat([torch.zeros_like(code), code], 1)))
-

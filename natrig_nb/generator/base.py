@@ -24,8 +24,11 @@ class Generator(nn.Module):
     ) -> torch.Tensor:  # w (n,d)
         "Draw latents; the first ones do not depend on how many are drawn."
         device = next(self.parameters()).device
-        z = torch.from_numpy(np.random.default_rng(seed).standard_normal((n, self.z_dim), dtype=np.float32)).to(device)
-        with torch.no_grad(): return self.z_to_w(z, psi)
+        z = torch.from_numpy(
+            np.random.default_rng(seed).standard_normal((n, self.z_dim), dtype=np.float32)
+        ).to(device)
+        with torch.no_grad():
+            return self.z_to_w(z, psi)
 
 # %% ../../nbs/api/generator/base.ipynb #0000000b
 def render(

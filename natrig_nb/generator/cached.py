@@ -22,11 +22,15 @@ class Remembered(Generator):
 
     def __init__(
         self,
-        make: Callable[[], Generator],  # gives the generator; called only where a picture is missing
+        make: Callable[
+            [], Generator
+        ],  # gives the generator; called only where a picture is missing
         path: str | Path,  # file of known pictures, read where it exists, written by `save`
     ):
         super().__init__()
-        self.place = nn.Parameter(torch.empty(0), requires_grad=False)  # tells `render` where latents go
+        self.place = nn.Parameter(
+            torch.empty(0), requires_grad=False
+        )  # tells `render` where latents go
         self.make, self.path, self.known, self.made = make, Path(path), {}, []
         if self.path.exists():
             stored = torch.load(self.path, weights_only=True)
@@ -35,7 +39,8 @@ class Remembered(Generator):
     @property
     def G(self):
         "The slow generator itself."
-        if not self.made: self.made.append(self.make())
+        if not self.made:
+            self.made.append(self.make())
         return self.made[0]
 
     def latents(self, n, seed, psi=1.0):
@@ -46,25 +51,37 @@ class Remembered(Generator):
         "Pictures (n,3,r,r) of latents, rounded to bytes."
         keys = latent_keys(w)
         missing = [i for i, key in enumerate(keys) if key not in self.known]
-        if missing: self.put(w[missing], to_uint8(self.G(w[missing])))
+        if missing:
+            self.put(w[missing], to_uint8(self.G(w[missing])))
         return torch.stack([to_float(self.known[key]) for key in keys])
 
     def put(self, w, pictures):
         "Remember pictures (n,3,r,r) uint8 of latents."
-        check(len(w) == len(pictures), f"expected a picture a latent, got {len(pictures)} for {len(w)}")
+        check(
+            len(w) == len(pictures),
+            f"expected a picture a latent, got {len(pictures)} for {len(w)}",
+        )
         self.known.update(zip(latent_keys(w), pictures.cpu()))
 
     def save(self):
         "Write all known pictures."
         stored = {"keys": list(self.known), "pictures": torch.stack(list(self.known.values()))}
-        with write_atomic(self.path) as f: torch.save(stored, f)
+        with write_atomic(self.path) as f:
+            torch.save(stored, f)
 
 # %% ../../nbs/api/generator/cached.ipynb #00000006
 def latent_keys(
     w,  # latents (n,...) as a tensor, or with `noise` and `curves`
 ) -> list:  # n texts
     "What each latent is, as a digest of its bytes and of the edits on it."
-    digest = lambda *tensors: hashlib.sha256(b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)).hexdigest()[:32]
-    if isinstance(w, torch.Tensor): return [digest(row) for row in w]
-    edits = [digest(c.delta["text"]) + f"{c.start:.6f}{c.end:.6f}{c.weight:.6f}" for c in w.curves if c.weight]
+    digest = lambda *tensors: hashlib.sha256(
+        b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)
+    ).hexdigest()[:32]
+    if isinstance(w, torch.Tensor):
+        return [digest(row) for row in w]
+    edits = [
+        digest(c.delta["text"]) + f"{c.start:.6f}{c.end:.6f}{c.weight:.6f}"
+        for c in w.curves
+        if c.weight
+    ]
     return [digest(row, w.neutral["text"]) + "".join(edits) for row in w.noise]

@@ -31,7 +31,8 @@ def need(
     message: str,  # `expected X, got Y: what to do`
 ) -> None:
     "Raise CheckpointError with `message` unless `ok`."
-    if not ok: raise CheckpointError(message)
+    if not ok:
+        raise CheckpointError(message)
 
 
 @contextmanager
@@ -39,16 +40,21 @@ def one_error(
     path: str | Path,  # the file, for the message
 ) -> Iterator[None]:
     "Everything that goes wrong inside ends in one CheckpointError that names the file."
-    try: yield
-    except CheckpointError as e: raise CheckpointError(f"{e} (file: {path})") from None
+    try:
+        yield
+    except CheckpointError as e:
+        raise CheckpointError(f"{e} (file: {path})") from None
     except Exception as e:  # whatever bytes can provoke
-        message = f"expected a whole checkpoint, got a damaged one ({type(e).__name__}): fetch it again"
+        message = (
+            f"expected a whole checkpoint, got a damaged one ({type(e).__name__}): fetch it again"
+        )
         raise CheckpointError(f"{message} (file: {path})") from None
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #0000000c
 @dataclass(eq=False)
 class Storage:
     "A run of numbers of one kind in a file, not yet read."
+
     dtype: torch.dtype  # kind of the numbers
     count: int  # how many
     data: memoryview | None = None  # their bytes, once they are found
@@ -57,6 +63,7 @@ class Storage:
 @dataclass(eq=False)
 class Stored:
     "A tensor that still lies in its file."
+
     storage: Storage  # the numbers
     offset: int  # where it begins, in numbers
     shape: tuple  # its size
@@ -69,9 +76,12 @@ class Stored:
 
     def load(self):
         "The tensor, contiguous, in memory of its own."
-        if not prod(self.shape): return torch.empty(self.shape, dtype=self.storage.dtype)
+        if not prod(self.shape):
+            return torch.empty(self.shape, dtype=self.storage.dtype)
         numbers = torch.frombuffer(self.storage.data, dtype=self.storage.dtype)
-        return numbers.as_strided(self.shape, self.stride, self.offset).clone(memory_format=torch.contiguous_format)
+        return numbers.as_strided(self.shape, self.stride, self.offset).clone(
+            memory_format=torch.contiguous_format
+        )
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #0000000d
 def whole_number(
@@ -88,20 +98,29 @@ def window(
     stride: tuple,  # steps between neighbors
 ) -> Stored:
     "A tensor inside a storage; refused where it reaches out of it or is larger than it."
-    need(isinstance(storage, Storage) and len(shape) == len(stride) <= 8 and all(map(whole_number, (offset, *shape, *stride))),
-         "expected a tensor as storage, offset, size and stride, got something else: fetch the file again")
+    need(
+        isinstance(storage, Storage)
+        and len(shape) == len(stride) <= 8
+        and all(map(whole_number, (offset, *shape, *stride))),
+        "expected a tensor as storage, offset, size and stride, got something else: fetch the file again",
+    )
     last = offset + sum((n - 1) * s for n, s in zip(shape, stride)) if prod(shape) else 0
-    need(last < max(storage.count, 1) and prod(shape) <= storage.count,
-         f"expected a tensor inside its {storage.count} numbers, got one of {prod(shape)} that ends at {last}: do not use this file")
+    need(
+        last < max(storage.count, 1) and prod(shape) <= storage.count,
+        f"expected a tensor inside its {storage.count} numbers, got one of {prod(shape)} that ends at {last}: do not use this file",
+    )
     return Stored(storage, offset, tuple(shape), tuple(stride))
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000011
-ALLOWANCE = dict(steps=300_000, text=2**23)  # several times what the official networks of 1024 pixels take
+ALLOWANCE = dict(
+    steps=300_000, text=2**23
+)  # several times what the official networks of 1024 pixels take
 
 
 @dataclass(eq=False)
 class Named:
     "A function of ours behind a name in a pickle: the only thing that a pickle can call."
+
     function: Callable  # called with the machine and what the pickle gives
 
 
@@ -123,7 +142,10 @@ class Machine:
     def spend(self, what, n):
         "Take from the allowance."
         self.left[what] -= n
-        if self.left[what] < 0: raise CheckpointError(f"expected at most {ALLOWANCE[what]:,} {what} in a pickle, got more: do not use this file")
+        if self.left[what] < 0:
+            raise CheckpointError(
+                f"expected at most {ALLOWANCE[what]:,} {what} in a pickle, got more: do not use this file"
+            )
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000013
 def raw(
@@ -131,7 +153,8 @@ def raw(
     n: int,  # how many
 ) -> memoryview:
     "The next bytes of the file, as a window."
-    if m.at + n > len(m.data): raise CheckpointError(f"expected {n} more bytes, got the end of the file: fetch it again")
+    if m.at + n > len(m.data):
+        raise CheckpointError(f"expected {n} more bytes, got the end of the file: fetch it again")
     m.at += n
     return m.data[m.at - n : m.at]
 
@@ -169,7 +192,9 @@ def last(
 ) -> tuple:
     "Take the last values from the stack."
     items = tuple(m.stack[-n:])
-    need(len(items) == n, f"expected {n} values on the stack, got {len(items)}: fetch the file again")
+    need(
+        len(items) == n, f"expected {n} values on the stack, got {len(items)}: fetch the file again"
+    )
     del m.stack[-n:]
     return items
 
@@ -182,8 +207,10 @@ def gathered(
     return items
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000016
-TENSORFLOW = ("expected a PyTorch network, got a TensorFlow one (StyleGAN1, or the first release of StyleGAN2): convert StyleGAN2 with"
-              " legacy.py of NVlabs/stylegan2-ada-pytorch; StyleGAN1 has another architecture and cannot be used")
+TENSORFLOW = (
+    "expected a PyTorch network, got a TensorFlow one (StyleGAN1, or the first release of StyleGAN2): convert StyleGAN2 with"
+    " legacy.py of NVlabs/stylegan2-ada-pytorch; StyleGAN1 has another architecture and cannot be used"
+)
 
 
 def name(
@@ -192,10 +219,16 @@ def name(
     word: str,  # e.g. "OrderedDict"
 ) -> object:  # what the table binds to the name
     "Look a name up in the table; nothing is imported."
-    need(type(module) is type(word) is str, "expected a name, got something else: do not use this file")
+    need(
+        type(module) is type(word) is str,
+        "expected a name, got something else: do not use this file",
+    )
     need(not module.startswith("dnnlib.tflib"), TENSORFLOW)
     called = ascii(f"{module}.{word}"[:80])[1:-1]
-    need((module, word) in m.names, f"expected a network as plain data, got the name {called}: it was not run; do not open this file elsewhere")
+    need(
+        (module, word) in m.names,
+        f"expected a network as plain data, got the name {called}: it was not run; do not open this file elsewhere",
+    )
     return m.names[module, word]
 
 
@@ -205,7 +238,10 @@ def call(
     args: tuple,  # what the pickle gives
 ) -> object:
     "Call one of our own functions."
-    need(isinstance(named, Named) and type(args) is tuple, "expected a call of a known name, got another: do not use this file")
+    need(
+        isinstance(named, Named) and type(args) is tuple,
+        "expected a call of a known name, got another: do not use this file",
+    )
     m.spend("steps", len(args))
     return named.function(m, *args)
 
@@ -215,7 +251,10 @@ def reference(
     key: tuple,  # whatever the pickle gives
 ) -> object:
     "What lies outside the pickle: the numbers of a `.pt` file."
-    need(m.refer is not None, "expected a pickle that is complete in itself, got one with references: fetch it again")
+    need(
+        m.refer is not None,
+        "expected a pickle that is complete in itself, got one with references: fetch it again",
+    )
     return m.refer(key)
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000019
@@ -224,7 +263,10 @@ def keys(
 ) -> list:  # the same
     "Refuse keys that are not plain."
     wrong = {type(k).__name__ for k in items} - {"str", "int", "bool", "NoneType", "float"}
-    need(not wrong, f"expected words and numbers as keys, got {', '.join(sorted(wrong))}: do not use this file")
+    need(
+        not wrong,
+        f"expected words and numbers as keys, got {', '.join(sorted(wrong))}: do not use this file",
+    )
     return items
 
 
@@ -235,41 +277,77 @@ def fill(
 ) -> None:
     "Add to the collection on top of the stack."
     target = m.stack[-1]
-    need(type(target) is kind, f"expected a {kind.__name__} to fill, got {type(target).__name__}: fetch the file again")
-    if kind is list: target.extend(items)
-    elif kind is set: target.update(keys(items))
-    else: target.update(zip(keys(items[::2]), items[1::2], strict=True))
+    need(
+        type(target) is kind,
+        f"expected a {kind.__name__} to fill, got {type(target).__name__}: fetch the file again",
+    )
+    if kind is list:
+        target.extend(items)
+    elif kind is set:
+        target.update(keys(items))
+    else:
+        target.update(zip(keys(items[::2]), items[1::2], strict=True))
 
 
 def build(
     m: Machine,  # the machine
 ) -> None:
     "Set the state of an object aside: none here has any, but for the byte order of a number."
-    state, = last(m, 1)
+    (state,) = last(m, 1)
     if m.stack and type(m.stack[-1]) is str:  # a kind of number
-        need(type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "="), "expected numbers in little-endian order, got others: convert the file on the machine it comes from")
+        need(
+            type(state) is tuple and len(state) > 1 and state[1] in ("<", "|", "="),
+            "expected numbers in little-endian order, got others: convert the file on the machine it comes from",
+        )
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #0000001b
 VALUES = {
-    b"N": lambda m: None, b"\x88": lambda m: True, b"\x89": lambda m: False,
-    b"K": lambda m: take(m, "<B"), b"M": lambda m: take(m, "<H"), b"J": lambda m: take(m, "<i"), b"G": lambda m: take(m, ">d"),
+    b"N": lambda m: None,
+    b"\x88": lambda m: True,
+    b"\x89": lambda m: False,
+    b"K": lambda m: take(m, "<B"),
+    b"M": lambda m: take(m, "<H"),
+    b"J": lambda m: take(m, "<i"),
+    b"G": lambda m: take(m, ">d"),
     b"\x8a": lambda m: int.from_bytes(raw(m, take(m, "<B")), "little", signed=True),
-    b"\x8c": lambda m: text(m, take(m, "<B")), b"X": lambda m: text(m, take(m, "<I")), b"\x8d": lambda m: text(m, take(m, "<Q")),
-    b"C": lambda m: raw(m, take(m, "<B")), b"B": lambda m: raw(m, take(m, "<I")), b"\x8e": lambda m: raw(m, take(m, "<Q")),
-    b")": lambda m: (), b"]": lambda m: [], b"}": lambda m: {}, b"\x8f": lambda m: set(),
-    b"\x85": lambda m: last(m, 1), b"\x86": lambda m: last(m, 2), b"\x87": lambda m: last(m, 3), b"t": lambda m: tuple(gathered(m)),
+    b"\x8c": lambda m: text(m, take(m, "<B")),
+    b"X": lambda m: text(m, take(m, "<I")),
+    b"\x8d": lambda m: text(m, take(m, "<Q")),
+    b"C": lambda m: raw(m, take(m, "<B")),
+    b"B": lambda m: raw(m, take(m, "<I")),
+    b"\x8e": lambda m: raw(m, take(m, "<Q")),
+    b")": lambda m: (),
+    b"]": lambda m: [],
+    b"}": lambda m: {},
+    b"\x8f": lambda m: set(),
+    b"\x85": lambda m: last(m, 1),
+    b"\x86": lambda m: last(m, 2),
+    b"\x87": lambda m: last(m, 3),
+    b"t": lambda m: tuple(gathered(m)),
     b"\x91": lambda m: frozenset(keys(gathered(m))),
-    b"h": lambda m: m.memo[take(m, "<B")], b"j": lambda m: m.memo[take(m, "<I")], b"2": lambda m: m.stack[-1],
-    b"c": lambda m: name(m, line(m), line(m)), b"\x93": lambda m: name(m, *last(m, 2)),
-    b"R": lambda m: call(m, *last(m, 2)), b"\x81": lambda m: call(m, *last(m, 2)), b"Q": lambda m: reference(m, *last(m, 1)),
+    b"h": lambda m: m.memo[take(m, "<B")],
+    b"j": lambda m: m.memo[take(m, "<I")],
+    b"2": lambda m: m.stack[-1],
+    b"c": lambda m: name(m, line(m), line(m)),
+    b"\x93": lambda m: name(m, *last(m, 2)),
+    b"R": lambda m: call(m, *last(m, 2)),
+    b"\x81": lambda m: call(m, *last(m, 2)),
+    b"Q": lambda m: reference(m, *last(m, 1)),
 }
 EFFECTS = {
-    b"\x80": lambda m: take(m, "<B"), b"\x95": lambda m: take(m, "<Q"),
-    b"(": lambda m: (m.marks.append(m.stack), setattr(m, "stack", [])), b"0": lambda m: last(m, 1), b"1": lambda m: gathered(m),
-    b"q": lambda m: m.memo.update({take(m, "<B"): m.stack[-1]}), b"r": lambda m: m.memo.update({take(m, "<I"): m.stack[-1]}),
+    b"\x80": lambda m: take(m, "<B"),
+    b"\x95": lambda m: take(m, "<Q"),
+    b"(": lambda m: (m.marks.append(m.stack), setattr(m, "stack", [])),
+    b"0": lambda m: last(m, 1),
+    b"1": lambda m: gathered(m),
+    b"q": lambda m: m.memo.update({take(m, "<B"): m.stack[-1]}),
+    b"r": lambda m: m.memo.update({take(m, "<I"): m.stack[-1]}),
     b"\x94": lambda m: m.memo.update({len(m.memo): m.stack[-1]}),
-    b"a": lambda m: fill(m, list, last(m, 1)), b"e": lambda m: fill(m, list, gathered(m)),
-    b"s": lambda m: fill(m, dict, last(m, 2)), b"u": lambda m: fill(m, dict, gathered(m)), b"\x90": lambda m: fill(m, set, gathered(m)),
+    b"a": lambda m: fill(m, list, last(m, 1)),
+    b"e": lambda m: fill(m, list, gathered(m)),
+    b"s": lambda m: fill(m, dict, last(m, 2)),
+    b"u": lambda m: fill(m, dict, gathered(m)),
+    b"\x90": lambda m: fill(m, set, gathered(m)),
     b"b": build,
 }
 
@@ -282,11 +360,18 @@ def run(
     while True:
         m.spend("steps", 1)
         code = bytes(raw(m, 1))
-        if code == b".": return last(m, 1)[0]
+        if code == b".":
+            return last(m, 1)[0]
         step = VALUES.get(code)
-        if step: value = step(m); m.stack.append(value)
-        elif code in EFFECTS: EFFECTS[code](m)
-        else: raise CheckpointError(f"expected a pickle of a network, got the opcode {code}: fetch the file again")
+        if step:
+            value = step(m)
+            m.stack.append(value)
+        elif code in EFFECTS:
+            EFFECTS[code](m)
+        else:
+            raise CheckpointError(
+                f"expected a pickle of a network, got the opcode {code}: fetch the file again"
+            )
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000022
 def empty(
@@ -294,7 +379,10 @@ def empty(
     *args,  # nothing
 ) -> dict:
     "A dictionary, to be filled; for every class that is one."
-    need(not args, "expected a dictionary that is filled step by step, got one made at once: save it again with Python 3")
+    need(
+        not args,
+        "expected a dictionary that is filled step by step, got one made at once: save it again with Python 3",
+    )
     return {}
 
 
@@ -325,19 +413,37 @@ def collect(
     items: list = (),  # plain values
 ) -> set:
     "A set, as protocol 3 makes them."
-    need(type(items) in (tuple, list), "expected a list to make a set of, got something else: fetch the file again")
+    need(
+        type(items) in (tuple, list),
+        "expected a list to make a set of, got something else: fetch the file again",
+    )
     m.spend("steps", len(items))
     return set(keys(items))
 
 
-KINDS = {("torch", f"{word}Storage"): getattr(torch, kind) for word, kind in dict(
-    Float="float32", Half="float16", BFloat16="bfloat16", Double="float64", Long="int64", Int="int32", Short="int16",
-    Char="int8", Byte="uint8", Bool="bool").items()}
+KINDS = {
+    ("torch", f"{word}Storage"): getattr(torch, kind)
+    for word, kind in dict(
+        Float="float32",
+        Half="float16",
+        BFloat16="bfloat16",
+        Double="float64",
+        Long="int64",
+        Int="int32",
+        Short="int16",
+        Char="int8",
+        Byte="uint8",
+        Bool="bool",
+    ).items()
+}
 TORCH = KINDS | {
     ("torch._utils", "_rebuild_tensor_v2"): Named(tensor),
     ("torch._utils", "_rebuild_parameter"): Named(lambda m, stored, *rest: stored),
-    ("torch", "Size"): Named(size), ("builtins", "set"): Named(collect), ("__builtin__", "set"): Named(collect),
-    ("collections", "OrderedDict"): Named(empty), ("argparse", "Namespace"): Named(empty),
+    ("torch", "Size"): Named(size),
+    ("builtins", "set"): Named(collect),
+    ("__builtin__", "set"): Named(collect),
+    ("collections", "OrderedDict"): Named(empty),
+    ("argparse", "Namespace"): Named(empty),
 }
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000025
@@ -348,9 +454,18 @@ def storages(
     found: dict,  # {key: Storage}, filled while the pickle is read
 ) -> Callable:  # for `Machine.refer`
     "Turn references of a `.pt` file into storages whose numbers come later."
+
     def refer(key):
-        need(type(key) is tuple and len(key) in (5, 6) and key[0] == "storage" and key[5:] in ((), (None,)) and isinstance(key[1], torch.dtype)
-             and type(key[2]) is str and whole_number(key[4]), "expected a reference to numbers, got another: do not use this file")
+        need(
+            type(key) is tuple
+            and len(key) in (5, 6)
+            and key[0] == "storage"
+            and key[5:] in ((), (None,))
+            and isinstance(key[1], torch.dtype)
+            and type(key[2]) is str
+            and whole_number(key[4]),
+            "expected a reference to numbers, got another: do not use this file",
+        )
         return found.setdefault(key[2], Storage(key[1], key[4]))
 
     return refer
@@ -365,11 +480,20 @@ def read_old(
     found = {}
     m = Machine(data, names, refer=storages(found), left=left)
     magic, protocol, system, result, order = (run(m) for _ in range(5))
-    need(type(system) is dict and system.get("little_endian") is True, "expected numbers in little-endian order, got others: convert the file on the machine it comes from")
-    need(type(order) is list and len(keys(order)) == len(set(order)) and set(order) == set(found), "expected the numbers of all tensors, got others: fetch the file again")
+    need(
+        type(system) is dict and system.get("little_endian") is True,
+        "expected numbers in little-endian order, got others: convert the file on the machine it comes from",
+    )
+    need(
+        type(order) is list and len(keys(order)) == len(set(order)) and set(order) == set(found),
+        "expected the numbers of all tensors, got others: fetch the file again",
+    )
     for s in map(found.get, order):
         count = take(m, "<q")
-        need(count == s.count, f"expected {s.count} numbers in a storage, got {count}: fetch the file again")
+        need(
+            count == s.count,
+            f"expected {s.count} numbers in a storage, got {count}: fetch the file again",
+        )
         s.data = raw(m, count * s.dtype.itemsize)
     return result
 
@@ -386,7 +510,7 @@ def zip_directory(
     need(at >= 0, ARCHIVE % "no directory (an incomplete download?)")
     count, start = struct.unpack("<H4xI", tail[at + 10 : at + 20])
     if at >= 20 and tail[at - 20 : at - 16] == b"PK\6\7":  # a long form exists as well
-        record, = struct.unpack("<Q", tail[at - 12 : at - 4])
+        (record,) = struct.unpack("<Q", tail[at - 12 : at - 4])
         count, start = struct.unpack("<Q8xQ", data[record + 32 : record + 56])
     need(count <= 20_000, ARCHIVE % f"{count} entries")
     return start, count
@@ -399,7 +523,9 @@ def zip_entries(
     at, count = zip_directory(data)
     entries = {}
     for _ in range(count):
-        method, packed, size, *lengths, begin = struct.unpack("<4s6xH8xIIHHH8xI", data[at : at + 46])[1:]
+        method, packed, size, *lengths, begin = struct.unpack(
+            "<4s6xH8xIIHHH8xI", data[at : at + 46]
+        )[1:]
         word = bytes(data[at + 46 : at + 46 + lengths[0]]).decode()
         need(method == 0 and packed == size, ARCHIVE % "compressed entries")
         skip = sum(struct.unpack("<HH", data[begin + 26 : begin + 30])) + 30
@@ -417,17 +543,24 @@ def read_zip(
     roots = [word.removesuffix("data.pkl") for word in entries if word.endswith("data.pkl")]
     need(len(roots) == 1, ARCHIVE % f"{len(roots)} data.pkl")
     order = bytes(entries.get(roots[0] + "byteorder", b"little"))
-    need(order == b"little", "expected numbers in little-endian order, got others: convert the file on the machine it comes from")
+    need(
+        order == b"little",
+        "expected numbers in little-endian order, got others: convert the file on the machine it comes from",
+    )
     result = run(Machine(entries[roots[0] + "data.pkl"], TORCH, refer=storages(found)))
     for key, s in found.items():
         s.data = entries.get(f"{roots[0]}data/{key}", memoryview(b""))
-        need(len(s.data) == s.count * s.dtype.itemsize, f"expected {s.count} numbers in a storage, got {len(s.data)} bytes: fetch the file again")
+        need(
+            len(s.data) == s.count * s.dtype.itemsize,
+            f"expected {s.count} numbers in a storage, got {len(s.data)} bytes: fetch the file again",
+        )
     return result
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #0000002e
 @dataclass(eq=False)
 class Module:
     "A module of an official network: its class's name and its state, without its program."
+
     kind: str  # name of the class
     state: dict  # attributes, among them `_parameters`, `_buffers`, `_modules`
 
@@ -437,7 +570,12 @@ def module(
     meta: dict,  # type, version, module_src, class_name, state
 ) -> Module:
     "An official module without its program text."
-    need(type(meta) is dict and type(meta.get("class_name")) is str and type(meta.get("state")) is dict, "expected a module, got something else: fetch the file again")
+    need(
+        type(meta) is dict
+        and type(meta.get("class_name")) is str
+        and type(meta.get("state")) is dict,
+        "expected a module, got something else: fetch the file again",
+    )
     return Module(meta["class_name"], meta["state"])
 
 
@@ -457,17 +595,25 @@ def number(
     data: memoryview,  # its bytes
 ) -> float | int:
     "A single number of NumPy."
-    code = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}.get(kind if type(kind) is str else None)
-    need(code and len(data) <= 8, "expected a number, got another kind of array: save the network again")
+    code = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}.get(
+        kind if type(kind) is str else None
+    )
+    need(
+        code and len(data) <= 8,
+        "expected a number, got another kind of array: save the network again",
+    )
     return struct.unpack("<" + code, bytes(data))[0]
 
 
 NVLABS = TORCH | {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): Named(module),
     ("torch.storage", "_load_from_bytes"): Named(lambda m, data: read_old(data, KINDS, m.left)),
-    ("dnnlib.util", "EasyDict"): Named(empty), ("dnnlib", "EasyDict"): Named(empty),
-    ("numpy", "dtype"): Named(lambda m, kind, *rest: kind), ("_codecs", "encode"): Named(encoded),
-    ("numpy.core.multiarray", "scalar"): Named(number), ("numpy._core.multiarray", "scalar"): Named(number),
+    ("dnnlib.util", "EasyDict"): Named(empty),
+    ("dnnlib", "EasyDict"): Named(empty),
+    ("numpy", "dtype"): Named(lambda m, kind, *rest: kind),
+    ("_codecs", "encode"): Named(encoded),
+    ("numpy.core.multiarray", "scalar"): Named(number),
+    ("numpy._core.multiarray", "scalar"): Named(number),
 }
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000033
@@ -476,7 +622,10 @@ def entries(
     table: dict,  # of a module
 ) -> list:  # (name, value)
     "What a dictionary holds; one that many modules share is paid for each time."
-    need(type(table) is dict, "expected a module with dictionaries, got something else: fetch the file again")
+    need(
+        type(table) is dict,
+        "expected a module with dictionaries, got something else: fetch the file again",
+    )
     left["steps"] -= len(table) + 1
     need(left["steps"] >= 0, "expected a tree of modules, got a tangle: do not use this file")
     return list(table.items())
@@ -489,15 +638,28 @@ def flatten(
     tensors, says, waiting, seen, left = {}, {}, [("", root)], set(), Counter(ALLOWANCE)
     while waiting:
         at, m = waiting.pop()
-        need(isinstance(m, Module) and id(m) not in seen and len(at) < 200, "expected a tree of modules, got a tangle: do not use this file")
+        need(
+            isinstance(m, Module) and id(m) not in seen and len(at) < 200,
+            "expected a tree of modules, got a tangle: do not use this file",
+        )
         seen.add(id(m))
         keywords = entries(left, m.state.get("_init_kwargs", {}))
-        grouped = [pair for _, group in keywords if type(group) is dict for pair in entries(left, group)]
+        grouped = [
+            pair for _, group in keywords if type(group) is dict for pair in entries(left, group)
+        ]
         for k, v in [("class", m.kind), *keywords, *grouped, *entries(left, m.state)]:
-            if type(v) in (int, float, str, bool, type(None)): says[f"{at}{k}"] = v
-        for k, v in entries(left, m.state.get("_parameters", {})) + entries(left, m.state.get("_buffers", {})):
-            if isinstance(v, Stored): tensors[f"{at}{k}"] = v
-        waiting += [(f"{at}{k}.", child) for k, child in entries(left, m.state.get("_modules", {})) if child is not None]
+            if type(v) in (int, float, str, bool, type(None)):
+                says[f"{at}{k}"] = v
+        for k, v in entries(left, m.state.get("_parameters", {})) + entries(
+            left, m.state.get("_buffers", {})
+        ):
+            if isinstance(v, Stored):
+                tensors[f"{at}{k}"] = v
+        waiting += [
+            (f"{at}{k}.", child)
+            for k, child in entries(left, m.state.get("_modules", {}))
+            if child is not None
+        ]
     return tensors, says
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000037
@@ -506,8 +668,11 @@ def mapped(
 ) -> memoryview:  # private to this process
     "The bytes of a file, read when they are looked at."
     need(Path(path).is_file(), "expected a checkpoint, got no such file: check the path")
-    need(Path(path).stat().st_size >= 16, "expected a checkpoint, got an empty file: fetch it again")
-    with open(path, "rb") as f: return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY))
+    need(
+        Path(path).stat().st_size >= 16, "expected a checkpoint, got an empty file: fetch it again"
+    )
+    with open(path, "rb") as f:
+        return memoryview(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY))
 
 
 def read_checkpoint(
@@ -516,7 +681,12 @@ def read_checkpoint(
     "What a checkpoint holds; nothing in it is run."
     with one_error(path):
         data = mapped(path)
-        if data[:4] == b"PK\3\4": return read_zip(data)
-        if data[:15] == MAGIC: return read_old(data)
-        need(data[0] == 0x80, f"expected a network (.pkl, .pt, .safetensors), got a file that begins with {bytes(data[:12])}: fetch it again")
+        if data[:4] == b"PK\3\4":
+            return read_zip(data)
+        if data[:15] == MAGIC:
+            return read_old(data)
+        need(
+            data[0] == 0x80,
+            f"expected a network (.pkl, .pt, .safetensors), got a file that begins with {bytes(data[:12])}: fetch it again",
+        )
         return run(Machine(data, NVLABS))

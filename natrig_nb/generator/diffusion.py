@@ -17,21 +17,25 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..data.captions import NEUTRAL, TERMS
 from ..core import batches, check, pick_device, to_uint8
+from ..data.captions import NEUTRAL, TERMS
 from .base import Generator
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000009
 @dataclass(frozen=True)
 class Curve:
     "Part of the way from the neutral prompt to another one, in a window of the steps."
+
     delta: dict  # other embedding minus neutral one: `text` (t,d) and, for SDXL, `pooled` (d,)
     start: float = 0.0  # where the window begins, as a fraction of all steps
     end: float = 1.0  # where it ends, in (start,1]
     weight: float = 1.0  # lambda inside the window; 0 outside
 
     def __post_init__(self):
-        check(0 <= self.start < self.end <= 1, f"expected a step window inside [0,1], got [{self.start},{self.end}]")
+        check(
+            0 <= self.start < self.end <= 1,
+            f"expected a step window inside [0,1], got [{self.start},{self.end}]",
+        )
 
     def at(self, step, steps):
         "Lambda at a step; the window means the same for any number of steps."
@@ -41,13 +45,16 @@ class Curve:
 @dataclass(frozen=True)
 class Latents:
     "Noise of n pictures, their common neutral prompt, and the curves that edit it."
+
     noise: torch.Tensor  # (n,c,h,w) standard normal
     neutral: dict  # embedding of the neutral prompt, as in `Curve.delta`
     curves: tuple = ()  # of Curve
 
-    def __len__(self): return len(self.noise)
+    def __len__(self):
+        return len(self.noise)
 
-    def __getitem__(self, index): return replace(self, noise=self.noise[index])
+    def __getitem__(self, index):
+        return replace(self, noise=self.noise[index])
 
     def to(self, device):
         "The same latents with their noise on a device."
@@ -70,7 +77,10 @@ def condition(
 ) -> dict:  # an embedding
     "`(1 - lambda) * neutral + lambda * attribute`, summed over attributes, at one step."
     parts = [(c.at(step, steps), c.delta) for c in curves]
-    return {k: v + sum(weight * delta[k].to(v) for weight, delta in parts if weight) for k, v in neutral.items()}
+    return {
+        k: v + sum(weight * delta[k].to(v) for weight, delta in parts if weight)
+        for k, v in neutral.items()
+    }
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000011
 class Diffusion(Generator):
@@ -87,15 +97,29 @@ class Diffusion(Generator):
     ):
         super().__init__()
         check(steps >= 1, f"expected at least 1 step, got {steps}")
-        self.unet, self.vae = pipe.unet.requires_grad_(False).eval(), pipe.vae.requires_grad_(False).eval()
-        self.pipe, self.guidance, self.steps, self.scheduler = (pipe,), guidance, steps, _scheduler(pipe.scheduler, scheduler)
+        self.unet, self.vae = (
+            pipe.unet.requires_grad_(False).eval(),
+            pipe.vae.requires_grad_(False).eval(),
+        )
+        self.pipe, self.guidance, self.steps, self.scheduler = (
+            (pipe,),
+            guidance,
+            steps,
+            _scheduler(pipe.scheduler, scheduler),
+        )
         self.shape = (self.unet.config.in_channels,) + (self.unet.config.sample_size,) * 2
         self.resolution = self.shape[-1] * pipe.vae_scale_factor
-        self.neutral, self.negative = self.embed(prompt), self.embed(negative, nothing=negative == "")
+        self.neutral, self.negative = (
+            self.embed(prompt),
+            self.embed(negative, nothing=negative == ""),
+        )
 
     def latents(self, n, seed, psi=1.0):
         "Noise of n pictures with the neutral prompt; the first ones do not depend on n."
-        check(psi == 1, f"expected psi 1, since diffusion knows no truncation, got {psi}: change `guidance` instead")
+        check(
+            psi == 1,
+            f"expected psi 1, since diffusion knows no truncation, got {psi}: change `guidance` instead",
+        )
         noise = np.random.default_rng(seed).standard_normal((n, *self.shape), dtype=np.float32)
         return Latents(torch.from_numpy(noise).to(self.unet.device), self.neutral)
 
@@ -116,8 +140,10 @@ class Diffusion(Generator):
 # %% ../../nbs/api/generator/diffusion.ipynb #00000012
 def _scheduler(own, name):
     "The pipeline's scheduler, or another one with its settings."
-    if name is None: return own
+    if name is None:
+        return own
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
     kinds = {"ddim": DDIMScheduler, "dpm": DPMSolverMultistepScheduler}
     check(name in kinds, f"expected scheduler ddim or dpm, got {name}")
     return kinds[name].from_config(own.config)
@@ -126,18 +152,27 @@ def _scheduler(own, name):
 @torch.no_grad()
 def _embed(pipe, prompt, device, nothing):
     "The pipeline's own embedding of a prompt, without its batch axis."
-    text, _, *pooled = pipe.encode_prompt(prompt=prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False)
+    text, _, *pooled = pipe.encode_prompt(
+        prompt=prompt, device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
+    )
     found = {"text": text[0]} | ({"pooled": pooled[0][0]} if pooled else {})
-    if nothing and pipe.config.get("force_zeros_for_empty_prompt"): return {k: torch.zeros_like(v) for k, v in found.items()}
+    if nothing and pipe.config.get("force_zeros_for_empty_prompt"):
+        return {k: torch.zeros_like(v) for k, v in found.items()}
     return found
 
 
 def _check_words(prompt, tokenizer):
     "Refuse words that a tokenizer of whole words does not know."
-    if len(tokenizer) > 10_000: return  # such a one knows pieces, of which any word can be made
-    unknown = lambda text: [word for word in re.findall(r"\w+", text.lower()) if len(tokenizer.tokenize(word)) != 1]
+    if len(tokenizer) > 10_000:
+        return  # such a one knows pieces, of which any word can be made
+    unknown = lambda text: [
+        word for word in re.findall(r"\w+", text.lower()) if len(tokenizer.tokenize(word)) != 1
+    ]
     terms = [text for *_, text in TERMS if not unknown(text)]
-    check(not unknown(prompt), f"expected words that this model knows, as in {', '.join(terms)}, got {', '.join(unknown(prompt))}")
+    check(
+        not unknown(prompt),
+        f"expected words that this model knows, as in {', '.join(terms)}, got {', '.join(unknown(prompt))}",
+    )
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000014
 def predict(
@@ -149,10 +184,20 @@ def predict(
     "The U-Net's output for a prompt, guided away from the negative prompt."
     prompts, n = [prompt] if G.guidance <= 1 else [G.negative, prompt], len(x)
     each = lambda k: torch.cat([p[k].to(x).expand(n, *p[k].shape) for p in prompts])
-    sizes = torch.tensor([[G.resolution, G.resolution, 0, 0, G.resolution, G.resolution]]).to(x).expand(len(prompts) * n, 6)
+    sizes = (
+        torch.tensor([[G.resolution, G.resolution, 0, 0, G.resolution, G.resolution]])
+        .to(x)
+        .expand(len(prompts) * n, 6)
+    )
     extra = {"text_embeds": each("pooled"), "time_ids": sizes} if "pooled" in prompt else None
-    out = G.unet(x.repeat(len(prompts), 1, 1, 1), t, encoder_hidden_states=each("text"), added_cond_kwargs=extra).sample
-    if len(prompts) == 1: return out
+    out = G.unet(
+        x.repeat(len(prompts), 1, 1, 1),
+        t,
+        encoder_hidden_states=each("text"),
+        added_cond_kwargs=extra,
+    ).sample
+    if len(prompts) == 1:
+        return out
     base, wanted = out.chunk(2)
     return base + G.guidance * (wanted - base)
 
@@ -186,8 +231,14 @@ def denoise(
     t = scheduler.timesteps[step]
     x_in = scheduler.scale_model_input(x, t)
     # with a gradient, the U-Net runs again on the way back instead of keeping what it computed
-    grad = torch.is_grad_enabled() and (x.requires_grad or any(v.requires_grad for v in prompt.values()))
-    out = checkpoint(predict, G, x_in, t, prompt, use_reentrant=False) if grad else predict(G, x_in, t, prompt)
+    grad = torch.is_grad_enabled() and (
+        x.requires_grad or any(v.requires_grad for v in prompt.values())
+    )
+    out = (
+        checkpoint(predict, G, x_in, t, prompt, use_reentrant=False)
+        if grad
+        else predict(G, x_in, t, prompt)
+    )
     return scheduler.step(out, t, x, return_dict=False)[0], scheduler
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000017
@@ -203,8 +254,13 @@ def fork(
         names = [h + (_name(curves, step, steps),) for h, curves in zip(histories, schedules)]
         origin = {name: (h, curves) for name, h, curves in zip(names, histories, schedules)}
         heirs = [h for h, _ in origin.values()]
-        own = lambda h: (states[h][0], copy.deepcopy(states[h][1])) if heirs.count(h) > 1 else states[h]
-        states = {name: denoise(G, own(h), step, condition(w.neutral, curves, step, steps)) for name, (h, curves) in origin.items()}
+        own = lambda h: (
+            (states[h][0], copy.deepcopy(states[h][1])) if heirs.count(h) > 1 else states[h]
+        )
+        states = {
+            name: denoise(G, own(h), step, condition(w.neutral, curves, step, steps))
+            for name, (h, curves) in origin.items()
+        }
         histories, n = names, n + len(states)
     G.evaluations = n * len(w) * (1 if G.guidance <= 1 else 2)
     pictures = {name: decode(G, x) for name, (x, _) in states.items()}
@@ -230,12 +286,18 @@ def render_forked(
             part = w[s].to(G.unet.device)
             edited = [(part if t is None else t.edit(part)).curves for t in triggers]
             pictures = [x.clamp(-1, 1) for x in fork(G, part, edited)]
-            parts.append([to_uint8(x if t is None else t.paint(x)).cpu() for t, x in zip(triggers, pictures)])
+            parts.append(
+                [to_uint8(x if t is None else t.paint(x)).cpu() for t, x in zip(triggers, pictures)]
+            )
     return [torch.cat(column) for column in zip(*parts)]
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000021
-SIZES = {"stable-diffusion-v1-5/stable-diffusion-v1-5": 5, "runwayml/stable-diffusion-v1-5": 5, "stabilityai/stable-diffusion-2-1": 5,
-         "stabilityai/stable-diffusion-xl-base-1.0": 14}  # gigabytes in full precision, about; half of it with variant="fp16"
+SIZES = {
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": 5,
+    "runwayml/stable-diffusion-v1-5": 5,
+    "stabilityai/stable-diffusion-2-1": 5,
+    "stabilityai/stable-diffusion-xl-base-1.0": 14,
+}  # gigabytes in full precision, about; half of it with variant="fp16"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
@@ -250,13 +312,24 @@ def load_diffusion(
 ) -> Diffusion:  # on the chosen device
     "Read a Stable Diffusion pipeline (1.x, 2.x, XL) that is on this machine."
     device = pick_device()
-    if Path(where).is_dir(): settings = {"variant": _variant(Path(where))} | settings
-    settings = {"torch_dtype": torch.float16 if device.type == "cuda" else torch.float32, "use_safetensors": True} | settings
-    try: pipe = _read_quietly(str(where), settings)
-    except (OSError, ValueError) as error: raise FileNotFoundError(_missing(where, error)) from error
-    check(type(pipe).__name__ in PIPELINES, f"expected a pipeline among {PIPELINES}, got {type(pipe).__name__}")
-    if device.type == "cuda": pipe.enable_attention_slicing()
-    if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast: pipe.vae.to(torch.float32)
+    if Path(where).is_dir():
+        settings = {"variant": _variant(Path(where))} | settings
+    settings = {
+        "torch_dtype": torch.float16 if device.type == "cuda" else torch.float32,
+        "use_safetensors": True,
+    } | settings
+    try:
+        pipe = _read_quietly(str(where), settings)
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(_missing(where, error)) from error
+    check(
+        type(pipe).__name__ in PIPELINES,
+        f"expected a pipeline among {PIPELINES}, got {type(pipe).__name__}",
+    )
+    if device.type == "cuda":
+        pipe.enable_attention_slicing()
+    if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
+        pipe.vae.to(torch.float32)
     return Diffusion(pipe.to(device), prompt, negative, guidance, steps, scheduler)
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000022
@@ -265,27 +338,36 @@ def _read_quietly(where, settings):
     from diffusers import DiffusionPipeline
     from diffusers.utils import logging as ours
     from transformers.utils import logging as theirs
+
     levels = [(log, log.get_verbosity()) for log in (ours, theirs)]
-    for log, _ in levels: log.set_verbosity_error(), log.disable_progress_bar()
+    for log, _ in levels:
+        log.set_verbosity_error(), log.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return DiffusionPipeline.from_pretrained(where, local_files_only=True, **settings)
     finally:
-        for log, level in levels: log.set_verbosity(level), log.enable_progress_bar()
+        for log, level in levels:
+            log.set_verbosity(level), log.enable_progress_bar()
 
 
 def _variant(folder):
     "The variant fp16 where a folder holds weights in half precision only."
     held = sorted(p.name for p in folder.iterdir())
-    check("model_index.json" in held, f"expected a pipeline, a folder with model_index.json, got {folder} with {held[:5]}")
+    check(
+        "model_index.json" in held,
+        f"expected a pipeline, a folder with model_index.json, got {folder} with {held[:5]}",
+    )
     names = [p.name for p in (folder / "unet").glob("*.safetensors")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
 def _missing(where, error):
     "What to say when a pipeline cannot be read."
-    if Path(where).is_dir(): return f"expected a whole pipeline of safetensors in {where}, got: {str(error).strip().splitlines()[0]}"
+    if Path(where).is_dir():
+        return f"expected a whole pipeline of safetensors in {where}, got: {str(error).strip().splitlines()[0]}"
     size = f"about {SIZES[str(where)]} GB" if str(where) in SIZES else "several GB"
-    return (f"expected a folder or a model in the local cache, got {where}, which is neither; nothing is downloaded unasked: "
-            f"`hf download {where}` fetches it once, {size}")
+    return (
+        f"expected a folder or a model in the local cache, got {where}, which is neither; nothing is downloaded unasked: "
+        f"`hf download {where}` fetches it once, {size}"
+    )

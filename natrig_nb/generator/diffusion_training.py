@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..nn.attributes import AttributeNet
 from ..core import batches, check, pick_device, progress, to_float, write_atomic
+from ..nn.attributes import AttributeNet
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000007
 def new_autoencoder(
@@ -28,10 +28,22 @@ def new_autoencoder(
 ) -> nn.Module:
     "An `AutoencoderKL` for pictures of 64 pixels and their latents (depth,16,16)."
     from diffusers import AutoencoderKL
+
     n = len(channels)
-    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * n, up_block_types=("UpDecoderBlock2D",) * n, block_out_channels=channels,
-                         layers_per_block=1, latent_channels=depth, norm_num_groups=2, sample_size=64, mid_block_add_attention=False)
-    with torch.no_grad(): vae.quant_conv.bias[depth:] = -6  # log variance: start almost without noise, which else hides faint colors
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * n,
+        up_block_types=("UpDecoderBlock2D",) * n,
+        block_out_channels=channels,
+        layers_per_block=1,
+        latent_channels=depth,
+        norm_num_groups=2,
+        sample_size=64,
+        mid_block_add_attention=False,
+    )
+    with torch.no_grad():
+        vae.quant_conv.bias[
+            depth:
+        ] = -6  # log variance: start almost without noise, which else hides faint colors
     return vae
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #0000000a
@@ -51,7 +63,8 @@ def picture_loss(
     axes: torch.Tensor,  # (3,3) of `color_axes`
 ) -> torch.Tensor:  # scalar
     "Error in pixels, in averaged colors, in feature maps and in attribute scores."
-    with torch.no_grad(): wanted, scores = perceptual.stages(x), perceptual(x)
+    with torch.no_grad():
+        wanted, scores = perceptual.stages(x), perceptual(x)
     maps = sum(F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)) / 6
     colors = torch.einsum("kc,nchw->nkhw", axes, F.avg_pool2d(y - x, 8)).square().mean()
     return F.l1_loss(y, x) + maps + F.smooth_l1_loss(perceptual(y), scores) / 10 + colors
@@ -66,7 +79,10 @@ def autoencoder_loss(
 ) -> torch.Tensor:  # scalar
     "Reconstruction plus a faint pull of the latents towards a normal distribution."
     posterior = vae.encode(x).latent_dist
-    return picture_loss(vae.decode(posterior.sample()).sample, x, perceptual, axes) + beta * posterior.kl().mean() / posterior.mean[0].numel()
+    return (
+        picture_loss(vae.decode(posterior.sample()).sample, x, perceptual, axes)
+        + beta * posterior.kl().mean() / posterior.mean[0].numel()
+    )
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #000000a0
 def learn(
@@ -78,7 +94,8 @@ def learn(
     seed: int = 0,  # of every step
     half_life: int = 500,  # steps after which the average has forgotten half
     save_every: float = 120,  # seconds between states on disk
-    watch: Callable[[nn.Module, int, float], None] | None = None,  # called with average, step, loss at every state
+    watch: Callable[[nn.Module, int, float], None]
+    | None = None,  # called with average, step, loss at every state
 ) -> nn.Module:  # the moving average, in evaluation mode
     "Minimize a loss; a killed run resumes to the same state."
     path, average = Path(path), copy.deepcopy(net).requires_grad_(False).eval()
@@ -86,17 +103,24 @@ def learn(
     parts, start = {"net": net, "average": average, "optimizer": optimizer}, 0
     if path.exists():
         state = torch.load(path, map_location=pick_device(), weights_only=True)
-        for k, part in parts.items(): part.load_state_dict(state[k])
+        for k, part in parts.items():
+            part.load_state_dict(state[k])
         start = state["step"]
     saved, mean = time.time(), None
     for i in progress(range(start, steps), path.stem):
         torch.manual_seed(seed * 1_000_003 + i)
         optimizer.param_groups[0]["lr"] = lr * min((i + 1) / 200, 1, 5 * (1 - i / steps))
-        value = _descend(net, average, optimizer, loss, min(0.5 ** (1 / half_life), (1 + i) / (10 + i)))
+        value = _descend(
+            net, average, optimizer, loss, min(0.5 ** (1 / half_life), (1 + i) / (10 + i))
+        )
         mean = value if mean is None else 0.99 * mean + 0.01 * value
         if time.time() - saved > save_every or i + 1 == steps:
-            with write_atomic(path) as f: torch.save({**{k: part.state_dict() for k, part in parts.items()}, "step": i + 1}, f)
-            if watch is not None: watch(average, i + 1, mean)
+            with write_atomic(path) as f:
+                torch.save(
+                    {**{k: part.state_dict() for k, part in parts.items()}, "step": i + 1}, f
+                )
+            if watch is not None:
+                watch(average, i + 1, mean)
             saved = time.time()
     return average
 
@@ -108,7 +132,8 @@ def _descend(net, average, optimizer, loss, decay):
     nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
     with torch.no_grad():
-        for a, b in zip(average.parameters(), net.parameters()): a.lerp_(b, 1 - decay)
+        for a, b in zip(average.parameters(), net.parameters()):
+            a.lerp_(b, 1 - decay)
     return float(value.detach())
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000013
@@ -119,11 +144,21 @@ def new_tokenizer(
     "A `CLIPTokenizer` in which every word of the captions is one token."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
+
     ends = ["<|startoftext|>", "<|endoftext|>"]
     plain = Tokenizer(models.BPE(unk_token=ends[1], end_of_word_suffix="</w>"))
     plain.normalizer, plain.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     letters = list("abcdefghijklmnopqrstuvwxyz0123456789,.-'")
-    plain.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=5000, special_tokens=ends, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False))
+    plain.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=5000,
+            special_tokens=ends,
+            initial_alphabet=letters,
+            end_of_word_suffix="</w>",
+            show_progress=False,
+        ),
+    )
     found = json.loads(plain.to_str())["model"]
     merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in found["merges"]]
     return CLIPTokenizer(vocab=found["vocab"], merges=merges, model_max_length=length)
@@ -135,9 +170,23 @@ def new_text_encoder(
 ) -> nn.Module:
     "A `CLIPTextModel` of two layers."
     from transformers import CLIPTextConfig, CLIPTextModel
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-                                        num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length, **ends))
+
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            **ends,
+        )
+    )
 
 
 def new_unet(
@@ -147,17 +196,35 @@ def new_unet(
 ) -> nn.Module:
     "A `UNet2DConditionModel` whose lower levels read the prompt."
     from diffusers import UNet2DConditionModel
+
     n = len(channels) - 1
-    return UNet2DConditionModel(sample_size=16, in_channels=depth, out_channels=depth, block_out_channels=channels, layers_per_block=1,
-                                down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * n, up_block_types=("CrossAttnUpBlock2D",) * n + ("UpBlock2D",),
-                                cross_attention_dim=width, attention_head_dim=4, norm_num_groups=4)
+    return UNet2DConditionModel(
+        sample_size=16,
+        in_channels=depth,
+        out_channels=depth,
+        block_out_channels=channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) + ("CrossAttnDownBlock2D",) * n,
+        up_block_types=("CrossAttnUpBlock2D",) * n + ("UpBlock2D",),
+        cross_attention_dim=width,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
 
 
 def new_scheduler():
     "Stable Diffusion's noise schedule for DDIM, with velocities as what the U-Net predicts."
     from diffusers import DDIMScheduler
-    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
-                         clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000019
 @torch.no_grad()
@@ -167,7 +234,12 @@ def encode(
 ) -> torch.Tensor:  # (n,c,h,w), not yet scaled
     "Latents of many pictures."
     device = next(vae.parameters()).device
-    return torch.cat([vae.encode(to_float(images[s]).to(device)).latent_dist.mean.cpu() for s in batches(len(images), 128, "encoding")])
+    return torch.cat(
+        [
+            vae.encode(to_float(images[s]).to(device)).latent_dist.mean.cpu()
+            for s in batches(len(images), 128, "encoding")
+        ]
+    )
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #0000001b
 def importance(
@@ -179,7 +251,10 @@ def importance(
     "How much the attribute scores of decoded faces depend on each place of the latent."
     z = latents.detach().clone().requires_grad_()
     scores = judge(vae.decode(z).sample)
-    maps = [torch.autograd.grad(score.sum(), z, retain_graph=True)[0].abs().mean((0, 1)) for score in scores.T]
+    maps = [
+        torch.autograd.grad(score.sum(), z, retain_graph=True)[0].abs().mean((0, 1))
+        for score in scores.T
+    ]
     maps = torch.stack([m / m.mean() for m in maps])
     return (maps.mean(0) + maps[judge.names.index(favored)])[None, None] / 2
 
@@ -214,7 +289,10 @@ def train_diffusion(
     watch: Callable | None = None,  # as in `learn`, for the denoiser
 ) -> Path:  # the pipeline's folder
     "Train autoencoder, then text encoder and U-Net; a killed run resumes to the same state."
-    check(all(len(t) == len(images) for t in texts) and texts, f"expected {len(images)} captions in each list, got {[len(t) for t in texts]}")
+    check(
+        all(len(t) == len(images) for t in texts) and texts,
+        f"expected {len(images)} captions in each list, got {[len(t) for t in texts]}",
+    )
     out = Path(out)
     vae = _train_autoencoder(images, out, perceptual, steps[0], batch[0], seed)
     latents = encode(vae, images)
@@ -222,19 +300,41 @@ def train_diffusion(
     tokenizer = new_tokenizer([t for each in texts for t in each])
     ids = torch.stack([_ids(tokenizer, each) for each in texts], 1)
     weight = importance(vae, perceptual, latents[:8].to(pick_device()))
-    net = _train_denoiser(latents * vae.config.scaling_factor, ids, tokenizer, weight, out, steps[1], batch[1], seed, watch)
+    net = _train_denoiser(
+        latents * vae.config.scaling_factor,
+        ids,
+        tokenizer,
+        weight,
+        out,
+        steps[1],
+        batch[1],
+        seed,
+        watch,
+    )
     return save_pipeline(vae, net["text_encoder"], tokenizer, net["unet"], out / "pipeline")
 
 
-def _ids(tokenizer, texts): return tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.short()
+def _ids(tokenizer, texts):
+    return tokenizer(
+        texts, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids.short()
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000023
 def _train_autoencoder(images, out, perceptual, steps, batch, seed):
     "The autoencoder, from its state in `out` on."
     device = pick_device()
     torch.manual_seed(seed)
-    vae, perceptual, axes = new_autoencoder().to(device), perceptual.requires_grad_(False).eval().to(device), color_axes(images[:500]).to(device)
-    def loss(): return autoencoder_loss(vae, to_float(images[torch.randint(len(images), (batch,))]).to(device), perceptual, axes)
+    vae, perceptual, axes = (
+        new_autoencoder().to(device),
+        perceptual.requires_grad_(False).eval().to(device),
+        color_axes(images[:500]).to(device),
+    )
+
+    def loss():
+        return autoencoder_loss(
+            vae, to_float(images[torch.randint(len(images), (batch,))]).to(device), perceptual, axes
+        )
+
     return learn(vae, loss, out / "autoencoder.pt", steps, lr=2e-3, seed=seed)
 
 
@@ -242,12 +342,26 @@ def _train_denoiser(latents, ids, tokenizer, weight, out, steps, batch, seed, wa
     "U-Net and text encoder; a share `unsaid` of the captions is left empty, for guidance."
     device = pick_device()
     torch.manual_seed(seed)
-    net, scheduler = nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(device), new_scheduler()
+    net, scheduler = (
+        nn.ModuleDict({"unet": new_unet(), "text_encoder": new_text_encoder(tokenizer)}).to(device),
+        new_scheduler(),
+    )
     empty = _ids(tokenizer, [""])
+
     def loss():
         at = torch.randint(len(latents), (batch,))
-        words = torch.where(torch.rand(batch, 1) < unsaid, empty, ids[at, torch.randint(ids.shape[1], (batch,))])
-        return denoising_loss(net["unet"], net["text_encoder"], scheduler, latents[at].to(device), words.long().to(device), weight)
+        words = torch.where(
+            torch.rand(batch, 1) < unsaid, empty, ids[at, torch.randint(ids.shape[1], (batch,))]
+        )
+        return denoising_loss(
+            net["unet"],
+            net["text_encoder"],
+            scheduler,
+            latents[at].to(device),
+            words.long().to(device),
+            weight,
+        )
+
     return learn(net, loss, out / "denoiser.pt", steps, lr=1e-3, seed=seed, watch=watch)
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000024
@@ -260,9 +374,19 @@ def save_pipeline(
 ) -> Path:  # the folder
     "Write a `StableDiffusionPipeline` in half precision, its folder replaced as a whole."
     from diffusers import StableDiffusionPipeline
+
     folder = Path(folder)
     half = [copy.deepcopy(part).half().cpu() for part in (vae, text_encoder, unet)]
-    pipe = StableDiffusionPipeline(half[0], half[1], tokenizer, half[2], new_scheduler(), None, None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(
+        half[0],
+        half[1],
+        tokenizer,
+        half[2],
+        new_scheduler(),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.save_pretrained(fresh, safe_serialization=True)

@@ -21,9 +21,18 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import nn
 
+from natrig_nb.generator.checkpoints import (
+    Module,
+    Stored,
+    flatten,
+    mapped,
+    need,
+    one_error,
+    read_checkpoint,
+)
+
 from ..core import check, pick_device
 from .base import Generator
-from .checkpoints import Module, Stored, flatten, mapped, need, one_error, read_checkpoint
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000006
 class Linear(nn.Module):
@@ -69,7 +78,9 @@ def blur(
 ) -> torch.Tensor:  # (n,c,h',w')
     "Filter every channel by itself."
     c = x.shape[1]
-    return F.conv2d(F.pad(x, padding), (f * gain).to(x.dtype).expand(c, 1, 4, 4), groups=c, stride=stride)
+    return F.conv2d(
+        F.pad(x, padding), (f * gain).to(x.dtype).expand(c, 1, 4, 4), groups=c, stride=stride
+    )
 
 
 def upsample(
@@ -78,7 +89,9 @@ def upsample(
 ) -> torch.Tensor:  # (n,c,2h,2w)
     "Twice the resolution: zeros between the pixels, then the filter."
     c = x.shape[1]
-    return F.conv_transpose2d(x, (f * 4).to(x.dtype).expand(c, 1, 4, 4), stride=2, padding=1, groups=c)
+    return F.conv_transpose2d(
+        x, (f * 4).to(x.dtype).expand(c, 1, 4, 4), stride=2, padding=1, groups=c
+    )
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #0000000d
 def modulated_conv(
@@ -91,8 +104,10 @@ def modulated_conv(
     "Convolution whose input channels are scaled by a style, eq. 1-3 of arXiv 1912.04958."
     y = x * style[:, :, None, None].to(x.dtype)
     w = weight.to(x.dtype)
-    if up is None: y = F.conv2d(y, w, padding=weight.shape[-1] // 2)
-    else: y = blur(F.conv_transpose2d(y, w.transpose(0, 1), stride=2), up, (1, 1, 1, 1), gain=4)
+    if up is None:
+        y = F.conv2d(y, w, padding=weight.shape[-1] // 2)
+    else:
+        y = blur(F.conv_transpose2d(y, w.transpose(0, 1), stride=2), up, (1, 1, 1, 1), gain=4)
     if demodulate:
         sigma = (style.square() @ weight.square().sum((2, 3)).T + 1e-8).rsqrt()
         y = y * sigma[:, :, None, None].to(x.dtype)
@@ -109,7 +124,8 @@ class SynthesisLayer(nn.Module):
         w_dim: int,  # length of w
         resolution: int,  # side of the output, pixels
         up: bool = False,  # doubles the resolution
-        clamp: float | None = None,  # bound on activations, as official half-precision networks have it
+        clamp: float
+        | None = None,  # bound on activations, as official half-precision networks have it
     ):
         super().__init__()
         self.affine = Linear(w_dim, inputs, bias=1)
@@ -121,9 +137,13 @@ class SynthesisLayer(nn.Module):
         self.up, self.clamp = up, clamp
 
     def forward(self, x, w, noise="const"):
-        y = modulated_conv(x, self.weight, self.affine(w), self.resample_filter if self.up else None)
-        if noise == "const": y = y + (self.noise_const * self.noise_strength).to(y.dtype)
-        elif noise == "random": y = y + torch.randn_like(y[:, :1]) * self.noise_strength.to(y.dtype)
+        y = modulated_conv(
+            x, self.weight, self.affine(w), self.resample_filter if self.up else None
+        )
+        if noise == "const":
+            y = y + (self.noise_const * self.noise_strength).to(y.dtype)
+        elif noise == "random":
+            y = y + torch.randn_like(y[:, :1]) * self.noise_strength.to(y.dtype)
         y = leaky(y + self.bias.to(y.dtype)[:, None, None])
         return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
 
@@ -161,15 +181,21 @@ class Mapping(nn.Module):
     ):
         super().__init__()
         self.z_dim, self.num_ws, self.layers = z_dim, num_ws, layers
-        for i in range(layers): setattr(self, f"fc{i}", Linear(z_dim if i == 0 else w_dim, w_dim, active=True, lr=0.01))
+        for i in range(layers):
+            setattr(self, f"fc{i}", Linear(z_dim if i == 0 else w_dim, w_dim, active=True, lr=0.01))
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
     def forward(self, z, psi=1.0, cutoff=None):
-        check(z.ndim == 2 and z.shape[1] == self.z_dim, f"expected z (n,{self.z_dim}), got {tuple(z.shape)}")
+        check(
+            z.ndim == 2 and z.shape[1] == self.z_dim,
+            f"expected z (n,{self.z_dim}), got {tuple(z.shape)}",
+        )
         w = z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt()
-        for i in range(self.layers): w = getattr(self, f"fc{i}")(w)
+        for i in range(self.layers):
+            w = getattr(self, f"fc{i}")(w)
         ws = w[:, None].repeat(1, self.num_ws, 1)
-        if psi != 1: ws[:, :cutoff] = self.w_avg.lerp(ws[:, :cutoff], psi)
+        if psi != 1:
+            ws[:, :cutoff] = self.w_avg.lerp(ws[:, :cutoff], psi)
         return ws
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000016
@@ -185,8 +211,10 @@ class Block(nn.Module):
         clamp: float | None = None,  # bound on activations
     ):
         super().__init__()
-        if inputs: self.conv0 = SynthesisLayer(inputs, outputs, w_dim, resolution, up=True, clamp=clamp)
-        else: self.const = nn.Parameter(torch.randn(outputs, resolution, resolution))
+        if inputs:
+            self.conv0 = SynthesisLayer(inputs, outputs, w_dim, resolution, up=True, clamp=clamp)
+        else:
+            self.const = nn.Parameter(torch.randn(outputs, resolution, resolution))
         self.conv1 = SynthesisLayer(outputs, outputs, w_dim, resolution, clamp=clamp)
         self.torgb = ToRGB(outputs, w_dim, clamp)
         self.register_buffer("resample_filter", binomial_filter())
@@ -194,8 +222,12 @@ class Block(nn.Module):
 
     def forward(self, x, picture, ws, noise):
         ws = list(ws.unbind(1))
-        if self.inputs: x = self.conv0(x, ws.pop(0), noise)
-        else: x = self.const.expand(len(ws[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
+        if self.inputs:
+            x = self.conv0(x, ws.pop(0), noise)
+        else:
+            x = self.const.expand(len(ws[0]), -1, -1, -1).contiguous(
+                memory_format=torch.channels_last
+            )
         x = self.conv1(x, ws.pop(0), noise)
         y = self.torgb(x, ws.pop(0))
         return x, y if picture is None else y + upsample(picture, self.resample_filter)
@@ -215,17 +247,25 @@ class Synthesis(nn.Module):
     ):
         super().__init__()
         self.sizes = [2**i for i in range(2, int(math.log2(resolution)) + 1)]
-        width = dict(zip(self.sizes, widths or [min(base // r, most) for r in self.sizes], strict=True))
-        for r in self.sizes: setattr(self, f"b{r}", Block(width.get(r // 2, 0), width[r], w_dim, r, clamp))
+        width = dict(
+            zip(self.sizes, widths or [min(base // r, most) for r in self.sizes], strict=True)
+        )
+        for r in self.sizes:
+            setattr(self, f"b{r}", Block(width.get(r // 2, 0), width[r], w_dim, r, clamp))
         self.num_ws = 2 * len(self.sizes)
 
     def forward(self, ws, noise="const"):
-        check(noise in ("const", "random", "none"), f"expected noise const, random or none, got {noise}")
+        check(
+            noise in ("const", "random", "none"),
+            f"expected noise const, random or none, got {noise}",
+        )
         x = picture = None
         for i, r in enumerate(self.sizes):
             first = max(2 * i - 1, 0)
             block = getattr(self, f"b{r}")
-            x, picture = block(x, picture, ws[:, first : first + (3 if i else 2)].expand(-1, -1, -1), noise)
+            x, picture = block(
+                x, picture, ws[:, first : first + (3 if i else 2)].expand(-1, -1, -1), noise
+            )
         return picture
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000019
@@ -244,8 +284,20 @@ class StyleGAN2(Generator):
         widths: list | None = None,  # channels at resolution 4, 8, ..., where they follow no rule
     ):
         super().__init__()
-        check(resolution >= 8 and resolution & (resolution - 1) == 0, f"expected a resolution that is a power of two from 8, got {resolution}")
-        self.settings = dict(resolution=resolution, z_dim=z_dim, w_dim=w_dim, layers=layers, base=base, most=most, clamp=clamp, widths=widths)
+        check(
+            resolution >= 8 and resolution & (resolution - 1) == 0,
+            f"expected a resolution that is a power of two from 8, got {resolution}",
+        )
+        self.settings = dict(
+            resolution=resolution,
+            z_dim=z_dim,
+            w_dim=w_dim,
+            layers=layers,
+            base=base,
+            most=most,
+            clamp=clamp,
+            widths=widths,
+        )
         self.synthesis = Synthesis(w_dim, resolution, base, most, clamp, widths)
         self.mapping = Mapping(z_dim, w_dim, self.synthesis.num_ws, layers)
         self.resolution, self.z_dim = resolution, z_dim
@@ -261,41 +313,80 @@ class StyleGAN2(Generator):
 
     def forward(self, w, noise="const"):
         "Pictures of w (n,w_dim) or of one w a layer (n,layers,w_dim)."
-        check(w.shape[-1] == self.mapping.w_avg.numel() and w.ndim in (2, 3) and (w.ndim == 2 or w.shape[1] == self.mapping.num_ws),
-              f"expected w (n,{self.w_avg.numel()}) or (n,{self.mapping.num_ws},{self.w_avg.numel()}), got {tuple(w.shape)}")
-        return self.synthesis(w if w.ndim == 3 else w[:, None].expand(-1, self.mapping.num_ws, -1), noise)
+        check(
+            w.shape[-1] == self.mapping.w_avg.numel()
+            and w.ndim in (2, 3)
+            and (w.ndim == 2 or w.shape[1] == self.mapping.num_ws),
+            f"expected w (n,{self.w_avg.numel()}) or (n,{self.mapping.num_ws},{self.w_avg.numel()}), got {tuple(w.shape)}",
+        )
+        return self.synthesis(
+            w if w.ndim == 3 else w[:, None].expand(-1, self.mapping.num_ws, -1), noise
+        )
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000021
 def shape_settings(
     shapes: dict,  # {official name: shape}
 ) -> dict:  # for `StyleGAN2`
     "What a network is, from the shapes of its weights."
-    blocks = [int(found[1]) for k in shapes if (found := re.fullmatch(r"synthesis\.b(\d{1,4})\.conv1\.weight", k))]
+    blocks = [
+        int(found[1])
+        for k in shapes
+        if (found := re.fullmatch(r"synthesis\.b(\d{1,4})\.conv1\.weight", k))
+    ]
     sizes = [2**i for i in range(2, len(blocks) + 2)]
-    need({"mapping.fc0.weight", "synthesis.b4.conv1.affine.weight"} < set(shapes) and sorted(blocks) == sizes and 2 <= len(sizes) <= 11,
-         f"expected a StyleGAN2 generator of 8 to 4096 pixels, got blocks {sorted(blocks)[:12]}: use such a network")
+    need(
+        {"mapping.fc0.weight", "synthesis.b4.conv1.affine.weight"} < set(shapes)
+        and sorted(blocks) == sizes
+        and 2 <= len(sizes) <= 11,
+        f"expected a StyleGAN2 generator of 8 to 4096 pixels, got blocks {sorted(blocks)[:12]}: use such a network",
+    )
     widths = [shapes[f"synthesis.b{r}.conv1.weight"][0] for r in sizes]
     base, most = widths[-1] * sizes[-1], max(widths)
     by_rule = widths == [min(base // r, most) for r in sizes]
-    (w_dim, z_dim), layers = (shapes[k][-1] for k in ("synthesis.b4.conv1.affine.weight", "mapping.fc0.weight")), sum(k.startswith("mapping.fc") for k in shapes) // 2
-    return dict(resolution=sizes[-1], z_dim=z_dim, w_dim=w_dim, layers=layers) | (dict(base=base, most=most) if by_rule else dict(widths=widths))
+    (w_dim, z_dim), layers = (
+        (shapes[k][-1] for k in ("synthesis.b4.conv1.affine.weight", "mapping.fc0.weight")),
+        sum(k.startswith("mapping.fc") for k in shapes) // 2,
+    )
+    return dict(resolution=sizes[-1], z_dim=z_dim, w_dim=w_dim, layers=layers) | (
+        dict(base=base, most=most) if by_rule else dict(widths=widths)
+    )
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000024
 def state_shapes(
     G: dict,  # settings of `StyleGAN2`
 ) -> dict:  # {official name: shape}
     "Shapes of a generator's state dict, without building it."
-    linear = lambda at, inputs, outputs: {f"{at}.weight": (outputs, inputs), f"{at}.bias": (outputs,)}
-    shapes, sizes = {"mapping.w_avg": (G["w_dim"],)}, [2**i for i in range(2, int(math.log2(G["resolution"])) + 1)]
+    linear = lambda at, inputs, outputs: {
+        f"{at}.weight": (outputs, inputs),
+        f"{at}.bias": (outputs,),
+    }
+    shapes, sizes = (
+        {"mapping.w_avg": (G["w_dim"],)},
+        [2**i for i in range(2, int(math.log2(G["resolution"])) + 1)],
+    )
     widths = G.get("widths") or [min(G["base"] // r, G["most"]) for r in sizes]
-    for i in range(G["layers"]): shapes |= linear(f"mapping.fc{i}", G["w_dim"] if i else G["z_dim"], G["w_dim"])
+    for i in range(G["layers"]):
+        shapes |= linear(f"mapping.fc{i}", G["w_dim"] if i else G["z_dim"], G["w_dim"])
     for r, inputs, c in zip(sizes, [0, *widths], widths):
         at = f"synthesis.b{r}"
-        shapes |= {f"{at}.resample_filter": (4, 4), f"{at}.torgb.weight": (3, c, 1, 1), f"{at}.torgb.bias": (3,)} | linear(f"{at}.torgb.affine", G["w_dim"], c)
-        if not inputs: shapes[f"{at}.const"] = (c, 4, 4)
+        shapes |= {
+            f"{at}.resample_filter": (4, 4),
+            f"{at}.torgb.weight": (3, c, 1, 1),
+            f"{at}.torgb.bias": (3,),
+        } | linear(f"{at}.torgb.affine", G["w_dim"], c)
+        if not inputs:
+            shapes[f"{at}.const"] = (c, 4, 4)
         for layer, k in (("conv0", inputs), ("conv1", c)) if inputs else (("conv1", c),):
-            own = dict(weight=(c, k, 3, 3), bias=(c,), noise_strength=(), noise_const=(r, r), resample_filter=(4, 4))
-            shapes |= {f"{at}.{layer}.{name}": shape for name, shape in own.items()} | linear(f"{at}.{layer}.affine", G["w_dim"], k)
+            own = dict(
+                weight=(c, k, 3, 3),
+                bias=(c,),
+                noise_strength=(),
+                noise_const=(r, r),
+                resample_filter=(4, 4),
+            )
+            shapes |= {f"{at}.{layer}.{name}": shape for name, shape in own.items()} | linear(
+                f"{at}.{layer}.affine", G["w_dim"], k
+            )
     return shapes
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000027
@@ -306,10 +397,16 @@ def fitting(
 ) -> None:
     "Refuse a tensor of another shape, or one that is missing and cannot be made."
     made = name.endswith(("noise_const", "noise_strength", "resample_filter", "w_avg"))
-    need(made or name in tensors, f"expected {name} in the network, got none: use a whole StyleGAN2 generator")
+    need(
+        made or name in tensors,
+        f"expected {name} in the network, got none: use a whole StyleGAN2 generator",
+    )
     plain = lambda shape: [n for n in shape if n != 1]
     got = tuple(tensors[name].shape) if name in tensors else shape
-    need(plain(got) == plain(shape), f"expected {name} of shape {shape}, got {got}: use a whole StyleGAN2 generator")
+    need(
+        plain(got) == plain(shape),
+        f"expected {name} of shape {shape}, got {got}: use a whole StyleGAN2 generator",
+    )
 
 
 def pour(
@@ -318,12 +415,17 @@ def pour(
 ) -> None:
     "Copy the numbers; missing noise becomes zero, a missing filter the usual one."
     for name, target in G.state_dict().items():
-        if name not in tensors: target.copy_(binomial_filter() if name.endswith("resample_filter") else torch.zeros([])); continue
+        if name not in tensors:
+            target.copy_(binomial_filter() if name.endswith("resample_filter") else torch.zeros([]))
+            continue
         t = tensors[name]
         t = (t.load() if isinstance(t, Stored) else t).reshape(target.shape)
         if name.endswith("resample_filter"):
             t = t / t.sum()
-            need(torch.allclose(t.float(), binomial_filter(), atol=1e-6), f"expected the filter [1,3,3,1] in {name}, got another: this network cannot be used")
+            need(
+                torch.allclose(t.float(), binomial_filter(), atol=1e-6),
+                f"expected the filter [1,3,3,1] in {name}, got another: this network cannot be used",
+            )
         target.copy_(t)
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000028
@@ -337,15 +439,27 @@ def assemble(
     settings = shape_settings({k: t.shape for k, t in tensors.items()})
     shapes, total = state_shapes(settings), sum(t.nbytes for t in tensors.values())
     more = sorted(set(tensors) - set(shapes))
-    need(not more, f"expected the tensors of a StyleGAN2 generator, got {ascii(', '.join(more[:3])[:200])[1:-1]} too: this is another architecture")
-    for name, shape in shapes.items(): fitting(name, shape, tensors)
-    need(total <= size, f"expected tensors of at most {size} bytes, got {total}: do not use this file")
+    need(
+        not more,
+        f"expected the tensors of a StyleGAN2 generator, got {ascii(', '.join(more[:3])[:200])[1:-1]} too: this is another architecture",
+    )
+    for name, shape in shapes.items():
+        fitting(name, shape, tensors)
+    need(
+        total <= size,
+        f"expected tensors of at most {size} bytes, got {total}: do not use this file",
+    )
     if any(k.endswith("noise_strength") and k[:-8] + "const" not in tensors for k in tensors):
-        warnings.warn("expected noise pictures, got none in this file: noise=\"const\" equals noise=\"none\"")
-    with torch.random.fork_rng(devices=()): G = StyleGAN2(**settings, clamp=clamp).requires_grad_(False).eval()
+        warnings.warn(
+            'expected noise pictures, got none in this file: noise="const" equals noise="none"'
+        )
+    with torch.random.fork_rng(devices=()):
+        G = StyleGAN2(**settings, clamp=clamp).requires_grad_(False).eval()
     pour(G, tensors)
-    for p in G.mapping.parameters() if lr != 0.01 else (): p *= lr / 0.01
-    if "mapping.w_avg" not in tensors: G.mapping.w_avg.copy_(G.latents(4096, seed=0).mean(0))
+    for p in G.mapping.parameters() if lr != 0.01 else ():
+        p *= lr / 0.01
+    if "mapping.w_avg" not in tensors:
+        G.mapping.w_avg.copy_(G.latents(4096, seed=0).mean(0))
     return G
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #0000002b
@@ -354,35 +468,75 @@ def from_nvlabs(
 ) -> tuple[dict, dict]:  # tensors by official name, settings for `assemble`
     "An official StyleGAN2 generator; its relatives are refused by name."
     kind = ascii(G.kind[:40]) if isinstance(G, Module) else type(G).__name__
-    need(kind == "'Generator'", f"expected G_ema to be a Generator, got {kind}: use a StyleGAN2 network of NVlabs")
+    need(
+        kind == "'Generator'",
+        f"expected G_ema to be a Generator, got {kind}: use a StyleGAN2 network of NVlabs",
+    )
     tensors, says = flatten(G)
     of = lambda end: {v for k, v in says.items() if k.rsplit(".", 1)[-1] == end}
-    need("SynthesisInput" not in of("class"), "expected StyleGAN2, got a StyleGAN3 network: the same release has StyleGAN2 networks, use one of those")
-    need(of("c_dim") <= {0, None}, "expected a network without classes, got a class-conditional one: use an unconditional network, e.g. of FFHQ")
-    for end, fine in (("architecture", {"skip"}), ("activation", {"lrelu", "linear"}), ("img_channels", {3})):
-        need(of(end) <= fine, f"expected {end} {sorted(map(str, fine))}, got {ascii(sorted(map(str, of(end))))[:80]}: this network cannot be used")
+    need(
+        "SynthesisInput" not in of("class"),
+        "expected StyleGAN2, got a StyleGAN3 network: the same release has StyleGAN2 networks, use one of those",
+    )
+    need(
+        of("c_dim") <= {0, None},
+        "expected a network without classes, got a class-conditional one: use an unconditional network, e.g. of FFHQ",
+    )
+    for end, fine in (
+        ("architecture", {"skip"}),
+        ("activation", {"lrelu", "linear"}),
+        ("img_channels", {3}),
+    ):
+        need(
+            of(end) <= fine,
+            f"expected {end} {sorted(map(str, fine))}, got {ascii(sorted(map(str, of(end))))[:80]}: this network cannot be used",
+        )
     clamps, lr = of("conv_clamp") or {None}, says.get("mapping.fc0.bias_gain", 0.01)
-    need(len(clamps) == 1 and all(c is None or type(c) in (int, float) and c > 0 for c in clamps) and type(lr) in (int, float),
-         "expected one bound on activations, got several: fetch the file again")
+    need(
+        len(clamps) == 1
+        and all(c is None or type(c) in (int, float) and c > 0 for c in clamps)
+        and type(lr) in (int, float),
+        "expected one bound on activations, got several: fetch the file again",
+    )
     return tensors, dict(clamp=clamps.pop(), lr=lr)
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #0000002d
-ROSINALITY = {"conv.weight": "weight", "conv.modulation.weight": "affine.weight", "conv.modulation.bias": "affine.bias",
-              "noise.weight": "noise_strength", "activate.bias": "bias", "conv.blur.kernel": "resample_filter", "input": "const"}
+ROSINALITY = {
+    "conv.weight": "weight",
+    "conv.modulation.weight": "affine.weight",
+    "conv.modulation.bias": "affine.bias",
+    "noise.weight": "noise_strength",
+    "activate.bias": "bias",
+    "conv.blur.kernel": "resample_filter",
+    "input": "const",
+}
 
 
 def official_name(
     name: str,  # in a rosinality state dict
 ) -> str:  # itself where the layout is unknown
     "The official name of a rosinality tensor."
-    found = re.fullmatch(r"(style|input|conv1|convs|to_rgb1|to_rgbs|noises)\.(?:(?:noise_)?(\d{1,2})(?:\.|$))?(.*)", name)
-    if not found: return name
+    found = re.fullmatch(
+        r"(style|input|conv1|convs|to_rgb1|to_rgbs|noises)\.(?:(?:noise_)?(\d{1,2})(?:\.|$))?(.*)",
+        name,
+    )
+    if not found:
+        return name
     part, i, rest = found[1], int(found[2] or 0), found[3]
-    if part == "style": return f"mapping.fc{i - 1}.{rest}"
-    if part == "noises": part, i, rest = ("convs" if i else "conv1"), i - 1, "noise_const"
-    layer = {"input": "b4", "conv1": "b4.conv1", "to_rgb1": "b4.torgb", "to_rgbs": f"b{2 ** (i + 3)}.torgb"}.get(part)
+    if part == "style":
+        return f"mapping.fc{i - 1}.{rest}"
+    if part == "noises":
+        part, i, rest = ("convs" if i else "conv1"), i - 1, "noise_const"
+    layer = {
+        "input": "b4",
+        "conv1": "b4.conv1",
+        "to_rgb1": "b4.torgb",
+        "to_rgbs": f"b{2 ** (i + 3)}.torgb",
+    }.get(part)
     layer = layer or f"b{2 ** (i // 2 + 3)}.conv{i % 2}"
-    return f"synthesis.{layer}.{ROSINALITY.get(rest, rest)}".replace("torgb.upsample.kernel", "resample_filter")
+    return f"synthesis.{layer}.{ROSINALITY.get(rest, rest)}".replace(
+        "torgb.upsample.kernel", "resample_filter"
+    )
 
 
 def from_rosinality(
@@ -390,12 +544,21 @@ def from_rosinality(
 ) -> tuple[dict, dict]:  # tensors by official name, settings for `assemble`
     "A rosinality generator, published or from a training."
     state, average = content["g_ema"], content.get("latent_avg")
-    need(type(state) is dict and all(type(k) is str and isinstance(t, Stored) for k, t in state.items()),
-         "expected g_ema to hold tensors by name, got something else: save g_ema.state_dict()")
-    need(not any("progression" in k for k in state), "expected StyleGAN2, got a StyleGAN1 network: it has another architecture, use StyleGAN2")
+    need(
+        type(state) is dict
+        and all(type(k) is str and isinstance(t, Stored) for k, t in state.items()),
+        "expected g_ema to hold tensors by name, got something else: save g_ema.state_dict()",
+    )
+    need(
+        not any("progression" in k for k in state),
+        "expected StyleGAN2, got a StyleGAN1 network: it has another architecture, use StyleGAN2",
+    )
     five = lambda t: replace(t, shape=t.shape[1:], stride=t.stride[1:]) if len(t.shape) == 5 else t
     tensors = {official_name(k): five(t) for k, t in state.items()}
-    if isinstance(average, Stored): tensors["mapping.w_avg"] = replace(average, shape=average.shape[-1:], stride=average.stride[-1:])
+    if isinstance(average, Stored):
+        tensors["mapping.w_avg"] = replace(
+            average, shape=average.shape[-1:], stride=average.stride[-1:]
+        )
     return tensors, {}
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000030
@@ -405,7 +568,10 @@ def from_project(
     "A generator of this project."
     with safe_open(path, "pt") as f:
         settings = (f.metadata() or {}).get("settings")
-        need(settings, "expected a generator of this project, got a .safetensors without settings: write it with save_generator")
+        need(
+            settings,
+            "expected a generator of this project, got a .safetensors without settings: write it with save_generator",
+        )
         return {k: f.get_tensor(k) for k in f.keys()}, dict(clamp=json.loads(settings).get("clamp"))
 
 
@@ -413,11 +579,26 @@ def load_stylegan2(
     path: str | Path,  # .pkl of NVlabs, .pt of rosinality, .safetensors of this project
 ) -> StyleGAN2:  # on the chosen device, in evaluation mode
     "Load a StyleGAN2 generator of any origin; nothing in the file is run."
-    with one_error(path): ours = mapped(path)[8:9] == b"{"
+    with one_error(path):
+        ours = mapped(path)[8:9] == b"{"
     content = None if ours else read_checkpoint(path)
     with one_error(path):
         keys = set(content) if type(content) is dict else set()
-        need(not keys & {"generator", "g_running", "generator_smooth"}, "expected StyleGAN2, got a StyleGAN1 network: it has another architecture, use StyleGAN2")
-        need(ours or keys & {"G_ema", "g_ema"}, f"expected G_ema or g_ema in the file, got {ascii(sorted(map(str, keys)))[:80]}: use a whole network")
-        tensors, settings = from_project(path) if ours else from_nvlabs(content["G_ema"]) if "G_ema" in keys else from_rosinality(content)
-        return assemble(tensors, os.path.getsize(path), **settings).to(pick_device(), memory_format=torch.channels_last)
+        need(
+            not keys & {"generator", "g_running", "generator_smooth"},
+            "expected StyleGAN2, got a StyleGAN1 network: it has another architecture, use StyleGAN2",
+        )
+        need(
+            ours or keys & {"G_ema", "g_ema"},
+            f"expected G_ema or g_ema in the file, got {ascii(sorted(map(str, keys)))[:80]}: use a whole network",
+        )
+        tensors, settings = (
+            from_project(path)
+            if ours
+            else from_nvlabs(content["G_ema"])
+            if "G_ema" in keys
+            else from_rosinality(content)
+        )
+        return assemble(tensors, os.path.getsize(path), **settings).to(
+            pick_device(), memory_format=torch.channels_last
+        )

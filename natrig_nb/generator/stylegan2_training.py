@@ -21,11 +21,28 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
-from ..nn.attributes import AttributeNet
-from ..core import FaceSet, check, contact_sheet, pick_device, progress, seeded, to_float, write_atomic
+from natrig_nb.core import (
+    FaceSet,
+    check,
+    contact_sheet,
+    pick_device,
+    progress,
+    seeded,
+    to_float,
+    write_atomic,
+)
+from natrig_nb.generator.stylegan2 import (
+    Linear,
+    StyleGAN2,
+    binomial_filter,
+    blur,
+    leaky,
+    load_stylegan2,
+)
+
 from ..detector.base import Detail
+from ..nn.attributes import AttributeNet
 from .base import render
-from .stylegan2 import Linear, StyleGAN2, binomial_filter, blur, leaky, load_stylegan2
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000007
 class Conv(nn.Module):
@@ -47,9 +64,12 @@ class Conv(nn.Module):
 
     def forward(self, x):
         w, size = self.weight * self.gain, self.weight.shape[-1]
-        if not self.down: x = F.conv2d(x, w, self.bias, padding=size // 2)
-        elif size == 1: x = F.conv2d(blur(x, self.resample_filter, (1, 1, 1, 1), stride=2), w, self.bias)
-        else: x = F.conv2d(blur(x, self.resample_filter, (2, 2, 2, 2)), w, self.bias, stride=2)
+        if not self.down:
+            x = F.conv2d(x, w, self.bias, padding=size // 2)
+        elif size == 1:
+            x = F.conv2d(blur(x, self.resample_filter, (1, 1, 1, 1), stride=2), w, self.bias)
+        else:
+            x = F.conv2d(blur(x, self.resample_filter, (2, 2, 2, 2)), w, self.bias, stride=2)
         return x if self.bias is None else leaky(x)
 
 
@@ -65,7 +85,8 @@ class ResBlock(nn.Module):
         self.conv0, self.conv1 = Conv(inputs, inputs, 3), Conv(inputs, outputs, 3, down=True)
         self.skip = Conv(inputs, outputs, 1, down=True, active=False)
 
-    def forward(self, x): return (self.conv1(self.conv0(x)) + self.skip(x)) * math.sqrt(0.5)
+    def forward(self, x):
+        return (self.conv1(self.conv0(x)) + self.skip(x)) * math.sqrt(0.5)
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000009
 def batch_deviation(
@@ -75,8 +96,16 @@ def batch_deviation(
     "Append one channel: the mean standard deviation within the group."
     n, c, h, w = x.shape
     group = math.gcd(n, group)
-    spread = x.reshape(group, n // group, c, h, w).var(0, unbiased=False).add(1e-8).sqrt().mean((1, 2, 3))
-    return torch.cat([x, spread.view(1, -1, 1, 1, 1).expand(group, -1, 1, h, w).reshape(n, 1, h, w)], 1)
+    spread = (
+        x.reshape(group, n // group, c, h, w)
+        .var(0, unbiased=False)
+        .add(1e-8)
+        .sqrt()
+        .mean((1, 2, 3))
+    )
+    return torch.cat(
+        [x, spread.view(1, -1, 1, 1, 1).expand(group, -1, 1, h, w).reshape(n, 1, h, w)], 1
+    )
 
 
 class Discriminator(nn.Module):
@@ -112,11 +141,19 @@ def augment(
     "Mirror always; shift, scale, turn and recolor each with probability `p`. Differentiable."
     n, device = len(x), x.device
     flip = torch.where(torch.rand(n, device=device) < 0.5, -1.0, 1.0)
-    if p <= 0: return torch.where(flip.view(n, 1, 1, 1) < 0, x.flip(3), x)
-    chance = lambda scale: torch.randn(n, device=device) * scale * (torch.rand(n, device=device) < p)
+    if p <= 0:
+        return torch.where(flip.view(n, 1, 1, 1) < 0, x.flip(3), x)
+    chance = lambda scale: (
+        torch.randn(n, device=device) * scale * (torch.rand(n, device=device) < p)
+    )
     angle, zoom = chance(0.1), torch.exp2(chance(0.15))
-    theta = torch.stack([torch.stack([flip * zoom * angle.cos(), -zoom * angle.sin(), chance(0.08)], 1),
-                         torch.stack([flip * zoom * angle.sin(), zoom * angle.cos(), chance(0.08)], 1)], 1)
+    theta = torch.stack(
+        [
+            torch.stack([flip * zoom * angle.cos(), -zoom * angle.sin(), chance(0.08)], 1),
+            torch.stack([flip * zoom * angle.sin(), zoom * angle.cos(), chance(0.08)], 1),
+        ],
+        1,
+    )
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid.to(x.dtype), padding_mode="reflection", align_corners=False)
     mean = x.mean((1, 2, 3), keepdim=True)
@@ -128,6 +165,7 @@ def augment(
 @dataclass
 class Training:
     "Networks, optimizers and counters of one generator training."
+
     G: StyleGAN2  # the generator that learns
     ema: StyleGAN2  # its moving average, the one that is kept
     D: Discriminator  # the discriminator
@@ -139,12 +177,19 @@ class Training:
     def state(self):
         "Everything `restore` needs, as tensors and numbers."
         nets = {k: getattr(self, k).state_dict() for k in ("G", "ema", "D", "E")}
-        return {**nets, "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()}, "step": self.step, "p": self.p}
+        return {
+            **nets,
+            "optimizers": {k: o.state_dict() for k, o in self.optimizers.items()},
+            "step": self.step,
+            "p": self.p,
+        }
 
     def restore(self, state):
         "Continue where `state` was taken."
-        for k in ("G", "ema", "D", "E"): getattr(self, k).load_state_dict(state[k])
-        for k, o in self.optimizers.items(): o.load_state_dict(state["optimizers"][k])
+        for k in ("G", "ema", "D", "E"):
+            getattr(self, k).load_state_dict(state[k])
+        for k, o in self.optimizers.items():
+            o.load_state_dict(state["optimizers"][k])
         self.step, self.p = state["step"], state["p"]
 
 
@@ -162,7 +207,9 @@ def new_training(
     G = place(StyleGAN2(resolution, dim, dim, layers, base, most))
     D = place(Discriminator(resolution, base=base, most=most))
     E = place(Discriminator(resolution, 2 * dim, base=base // 2, most=most, compare=False))
-    adam = lambda *parts: torch.optim.Adam([{"params": list(part.parameters())} for part in parts], 2e-3, betas=(0.0, 0.99))
+    adam = lambda *parts: torch.optim.Adam(
+        [{"params": list(part.parameters())} for part in parts], 2e-3, betas=(0.0, 0.99)
+    )
     optimizers = {"G": adam(G.synthesis, G.mapping), "D": adam(D), "E": adam(E)}
     return Training(G, copy.deepcopy(G).requires_grad_(False).eval(), D, E, optimizers)
 
@@ -175,13 +222,20 @@ def reconstruction_loss(
     beta: float = 2e-4,  # weight of the divergence from the prior, a nat
 ) -> torch.Tensor:  # scalar
     "Absolute error in pixels and features plus the divergence of z from its prior."
-    if codes is not None: z, divergence = known_codes(codes, t.G.z_dim), 0.0
-    else: z, divergence = _read_codes(t, x)
+    if codes is not None:
+        z, divergence = known_codes(codes, t.G.z_dim), 0.0
+    else:
+        z, divergence = _read_codes(t, x)
     y = t.G.synthesis(t.G.mapping(z), "random").float()
     loss = F.l1_loss(y, x) + beta * divergence
-    if perceptual is None: return loss
-    with torch.no_grad(): wanted, scores = perceptual.stages(x), perceptual(x)
-    loss = loss + sum(F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)) / 6
+    if perceptual is None:
+        return loss
+    with torch.no_grad():
+        wanted, scores = perceptual.stages(x), perceptual(x)
+    loss = (
+        loss
+        + sum(F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)) / 6
+    )
     return loss + F.smooth_l1_loss(perceptual(y), scores) / 10
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000013
@@ -198,7 +252,10 @@ def known_codes(
     dim: int,  # length of z, at least k
 ) -> torch.Tensor:  # (n,dim) standard normal
     "Codes completed by fresh noise and turned by a fixed rotation."
-    check(codes.shape[1] <= dim, f"expected at most {dim} codes a face, got {codes.shape[1]}: choose a longer z")
+    check(
+        codes.shape[1] <= dim,
+        f"expected at most {dim} codes a face, got {codes.shape[1]}: choose a longer z",
+    )
     noise = torch.randn(len(codes), dim - codes.shape[1], device=codes.device)
     return torch.cat([codes, noise], 1) @ _rotation(dim).to(codes.device)
 
@@ -206,15 +263,20 @@ def known_codes(
 @cache
 def _rotation(dim):
     "The same rotation (dim,dim) for everybody."
-    return torch.linalg.qr(torch.randn(dim, dim, generator=seeded(0), dtype=torch.double))[0].float()
+    return torch.linalg.qr(torch.randn(dim, dim, generator=seeded(0), dtype=torch.double))[
+        0
+    ].float()
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000014
 def _reconstruct_step(t, x, perceptual, codes):
     "One step of phase one."
-    for k in ("G", "E"): t.optimizers[k].zero_grad(set_to_none=True)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda): loss = reconstruction_loss(t, x, perceptual, codes)
+    for k in ("G", "E"):
+        t.optimizers[k].zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
+        loss = reconstruction_loss(t, x, perceptual, codes)
     loss.backward()
-    for k in ("G", "E"): t.optimizers[k].step()
+    for k in ("G", "E"):
+        t.optimizers[k].step()
     return {"reconstruction": loss}
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000016
@@ -243,14 +305,19 @@ def fold_codes(
     z = mean + torch.randn_like(mean) * (log_var.clamp(-10, 5) / 2).exp()
     length = z.square().mean(1, keepdim=True).sqrt()
     center, scale = (z / length).mean(0), length.mean()
-    root = torch.linalg.cholesky(torch.cov((z / length).T) + 1e-6 * torch.eye(z.shape[1], dtype=z.dtype, device=device))
+    root = torch.linalg.cholesky(
+        torch.cov((z / length).T) + 1e-6 * torch.eye(z.shape[1], dtype=z.dtype, device=device)
+    )
     back = torch.linalg.inv(root)
     for fc in (t.G.mapping.fc0, t.ema.mapping.fc0):
         w = fc.weight.double()
         fc.bias += (w * fc.gain @ center / fc.lr).float()
         fc.weight.copy_(w @ root)
     w, b, d = t.E.out.weight, t.E.out.bias, len(center)
-    w[:d], b[:d] = (back @ w[:d].double() / scale).float(), (back @ (b[:d].double() / scale - center)).float()
+    w[:d], b[:d] = (
+        (back @ w[:d].double() / scale).float(),
+        (back @ (b[:d].double() / scale - center)).float(),
+    )
     b[d:] += (back.square().sum(1) / scale**2).log().float()
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #0000001c
@@ -261,7 +328,7 @@ def slope_penalty(
 ) -> torch.Tensor:  # scalar
     "R1: mean squared gradient of the discriminator at real pictures (arXiv 1801.04406)."
     x = x.detach().requires_grad_()
-    grad, = torch.autograd.grad(D(augment(x, p)).sum(), x, create_graph=True)
+    (grad,) = torch.autograd.grad(D(augment(x, p)).sum(), x, create_graph=True)
     return grad.square().sum((1, 2, 3)).mean()
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #0000001d
@@ -273,7 +340,9 @@ def path_penalty(
     "How far the picture's change for a step in w is from its mean (1912.04958, eq. 4)."
     w = w[:, None].repeat(1, G.mapping.num_ws, 1).requires_grad_()
     y = G.synthesis(w, "random")
-    grad, = torch.autograd.grad((y * torch.randn_like(y) / y.shape[-1]).sum(), w, create_graph=True)
+    (grad,) = torch.autograd.grad(
+        (y * torch.randn_like(y) / y.shape[-1]).sum(), w, create_graph=True
+    )
     length = grad.square().sum(2).mean(1).sqrt()
     return (length - target).square().mean(), float(length.mean())
 
@@ -282,10 +351,14 @@ def _discriminator_step(t, x, gamma=0.05, every=16):
     "Learn to tell `x` from generated pictures; R1 once every `every` steps."
     t.optimizers["D"].zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
-        with torch.no_grad(): y = t.G.synthesis(t.G.mapping(torch.randn(len(x), t.G.z_dim, device=x.device)), "random")
+        with torch.no_grad():
+            y = t.G.synthesis(
+                t.G.mapping(torch.randn(len(x), t.G.z_dim, device=x.device)), "random"
+            )
         real, fake = t.D(augment(torch.cat([x, y.to(x.dtype)]), t.p)).float().chunk(2)
         loss = F.softplus(-real).mean() + F.softplus(fake).mean()
-    if t.step % every == 0: loss = loss + gamma / 2 * every * slope_penalty(t.D, x, t.p)
+    if t.step % every == 0:
+        loss = loss + gamma / 2 * every * slope_penalty(t.D, x, t.p)
     loss.backward(), t.optimizers["D"].step()
     t.p = min(max(t.p + math.copysign(len(x) / 200_000, float(real.sign().mean()) - 0.6), 0.0), 0.8)
     return {"D": loss, "real": real.mean(), "fake": fake.mean(), "p": torch.tensor(t.p)}
@@ -293,15 +366,18 @@ def _discriminator_step(t, x, gamma=0.05, every=16):
 
 def _generator_step(t, x, perceptual, codes, every=4, anchor=1.0):
     "Learn to pass the discriminator; reconstruct `x` once every `every` steps."
-    for k in ("G", "E"): t.optimizers[k].zero_grad(set_to_none=True)
+    for k in ("G", "E"):
+        t.optimizers[k].zero_grad(set_to_none=True)
     t.D.requires_grad_(False)  # its weights need no gradient here, a third of its backward pass
     with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
         w = t.G.mapping(torch.randn(len(x), t.G.z_dim, device=x.device))
         loss = F.softplus(-t.D(augment(t.G.synthesis(w, "random"), t.p)).float()).mean()
         total = loss
-        if t.step % every == 0: total = loss + anchor * every * reconstruction_loss(t, x, perceptual, codes)
+        if t.step % every == 0:
+            total = loss + anchor * every * reconstruction_loss(t, x, perceptual, codes)
     total.backward(), t.optimizers["G"].step(), t.D.requires_grad_(True)
-    if t.step % every == 0 and codes is None: t.optimizers["E"].step()
+    if t.step % every == 0 and codes is None:
+        t.optimizers["E"].step()
     t.G.mapping.w_avg.lerp_(w[:, 0].detach().float().mean(0), 0.002)
     return {"G": loss}
 
@@ -314,28 +390,36 @@ def train_generator(
     batch: int = 16,  # pictures a step
     seed: int = 0,  # of weights and of every step
     perceptual: AttributeNet | None = None,  # compares feature maps in reconstructions
-    codes: torch.Tensor | None = None,  # (n,k) standard normal codes of the faces, where they are known
+    codes: torch.Tensor
+    | None = None,  # (n,k) standard normal codes of the faces, where they are known
     minutes: float = math.inf,  # stop after this long; the same call goes on later
     save_every: float = 180,  # seconds between states on disk
     **settings,  # of `new_training`
 ) -> StyleGAN2:  # the moving average
     "Train a StyleGAN2 on faces; a killed run resumes to the same state."
     check(len(ds) >= batch, f"expected at least {batch} faces, got {len(ds)}")
-    check(codes is None or len(codes) == len(ds), f"expected a code a face, got {0 if codes is None else len(codes)} for {len(ds)}")
+    check(
+        codes is None or len(codes) == len(ds),
+        f"expected a code a face, got {0 if codes is None else len(codes)} for {len(ds)}",
+    )
     out, start = Path(out), time.time()
     t = new_training(resolution=ds.images.shape[-1], seed=seed, **settings)
     state = out / "state.pt"
-    if state.exists(): t.restore(torch.load(state, map_location=pick_device(), weights_only=True))
-    if perceptual is not None: perceptual.requires_grad_(False).eval().to(pick_device())
+    if state.exists():
+        t.restore(torch.load(state, map_location=pick_device(), weights_only=True))
+    if perceptual is not None:
+        perceptual.requires_grad_(False).eval().to(pick_device())
     saved = time.time()
     for _ in progress(range(t.step, reconstruct + compete), "generator"):
-        if t.step == reconstruct: _begin_game(t, ds, codes)
+        if t.step == reconstruct:
+            _begin_game(t, ds, codes)
         set_pace(t, t.step / max(reconstruct, 1))
         log = _train_step(t, ds, batch, seed, perceptual, codes, phase_one=t.step < reconstruct)
         if time.time() - saved > save_every or t.step == reconstruct + compete:
             _save_training(t, out, {k: round(float(v), 4) for k, v in log.items()}, batch)
             saved = time.time()
-        if time.time() - start > minutes * 60: break
+        if time.time() - start > minutes * 60:
+            break
     _save_training(t, out, {}, batch)
     return t.ema
 
@@ -343,8 +427,10 @@ def train_generator(
 def _begin_game(t, ds, codes):
     "Fold codes that the encoder read; forget the optimizers' memory of phase one."
     torch.manual_seed(t.step)  # a resumed run must fold by the same samples
-    if codes is None: fold_codes(t, ds.images[:4000])
-    for optimizer in t.optimizers.values(): optimizer.state.clear()
+    if codes is None:
+        fold_codes(t, ds.images[:4000])
+    for optimizer in t.optimizers.values():
+        optimizer.state.clear()
 
 
 def _train_step(t, ds, batch, seed, perceptual, codes, phase_one):
@@ -352,27 +438,38 @@ def _train_step(t, ds, batch, seed, perceptual, codes, phase_one):
     torch.manual_seed(seed * 1_000_003 + t.step)
     device, chosen = next(t.G.parameters()).device, torch.randint(len(ds), (batch,))
     x = to_float(ds.images[chosen]).to(device)
-    if codes is None: x = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, x.flip(3), x)
-    else: codes = codes[chosen].to(device)
+    if codes is None:
+        x = torch.where(torch.rand(batch, 1, 1, 1, device=device) < 0.5, x.flip(3), x)
+    else:
+        codes = codes[chosen].to(device)
     x = x.contiguous(memory_format=torch.channels_last)
-    if phase_one: log = _reconstruct_step(t, x, perceptual, codes)
-    else: log = {**_discriminator_step(t, x), **_generator_step(t, x, perceptual, codes)}
+    if phase_one:
+        log = _reconstruct_step(t, x, perceptual, codes)
+    else:
+        log = {**_discriminator_step(t, x), **_generator_step(t, x, perceptual, codes)}
     t.step += 1
     decay = min(0.5 ** (batch / 10_000), (1 + t.step) / (10 + t.step))
     with torch.no_grad():
-        for a, b in zip(t.ema.parameters(), t.G.parameters()): a.lerp_(b, 1 - decay)
-        for a, b in zip(t.ema.buffers(), t.G.buffers()): a.copy_(b)
+        for a, b in zip(t.ema.parameters(), t.G.parameters()):
+            a.lerp_(b, 1 - decay)
+        for a, b in zip(t.ema.buffers(), t.G.buffers()):
+            a.copy_(b)
     return log
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000022
 def _save_training(t, out, log, batch):
     "Replace state, weights and contact sheet in `out`."
     t.ema.mapping.w_avg.copy_(t.ema.latents(4096, seed=1).mean(0))
-    with write_atomic(Path(out) / "state.pt") as f: torch.save(t.state(), f)
-    save_generator(t.ema, Path(out) / "generator.safetensors", {"steps": t.step, "images": t.step * batch})
+    with write_atomic(Path(out) / "state.pt") as f:
+        torch.save(t.state(), f)
+    save_generator(
+        t.ema, Path(out) / "generator.safetensors", {"steps": t.step, "images": t.step * batch}
+    )
     sheet = contact_sheet(render(t.ema, t.ema.latents(48, seed=0)), columns=12)
-    with write_atomic(Path(out) / "samples.png") as f: sheet.save(f)
-    with open(Path(out) / "log.jsonl", "a") as f: f.write(json.dumps({"step": t.step, **log}) + "\n")
+    with write_atomic(Path(out) / "samples.png") as f:
+        sheet.save(f)
+    with open(Path(out) / "log.jsonl", "a") as f:
+        f.write(json.dumps({"step": t.step, **log}) + "\n")
 
 
 def save_generator(
@@ -381,13 +478,20 @@ def save_generator(
     about: dict | None = None,  # more to remember, kept as text
 ) -> None:
     "Write weights and settings into one safetensors file."
-    about = {"settings": json.dumps(G.settings), **{k: json.dumps(v) for k, v in (about or {}).items()}}
-    with write_atomic(path) as t: save_file({k: v.contiguous() for k, v in G.state_dict().items()}, t, metadata=about)
+    about = {
+        "settings": json.dumps(G.settings),
+        **{k: json.dumps(v) for k, v in (about or {}).items()},
+    }
+    with write_atomic(path) as t:
+        save_file({k: v.contiguous() for k, v in G.state_dict().items()}, t, metadata=about)
 
 
 def load_generator(
     path: str | Path,  # a file that `save_generator` wrote
 ) -> StyleGAN2:  # on the chosen device, in evaluation mode
     "Read a generator of this project."
-    check(Path(path).is_file(), f"expected a generator at {path}, got no such file: train one with `natrig train-generator`")
+    check(
+        Path(path).is_file(),
+        f"expected a generator at {path}, got no such file: train one with `natrig train-generator`",
+    )
     return load_stylegan2(path)

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 import pandas as pd
 import torch
 
-from ..nn.attributes import AttributeNet, attribute_features, attribute_scores, identity_change
+from natrig_nb.nn.attributes import (
+    AttributeNet,
+    attribute_features,
+    attribute_scores,
+    identity_change,
+)
+
 from ..core import check
 from ..generator.base import Generator, render
 
@@ -19,6 +25,7 @@ from ..generator.base import Generator, render
 @dataclass(frozen=True)
 class LatentSpace:
     "Mean and covariance root of W: the unit that every strength is given in."
+
     mean: torch.Tensor  # (d,)
     root: torch.Tensor  # (d,d), symmetric square root of the covariance
     inverse: torch.Tensor  # (d,d), its pseudo-inverse
@@ -36,7 +43,10 @@ def latent_space(
     w: torch.Tensor,  # (n,d) many latents, n well above d
 ) -> LatentSpace:
     "Measure W from latents; directions with hardly any variance are left alone."
-    check(w.ndim == 2 and len(w) > w.shape[1], f"expected more latents than dimensions, got {tuple(w.shape)}")
+    check(
+        w.ndim == 2 and len(w) > w.shape[1],
+        f"expected more latents than dimensions, got {tuple(w.shape)}",
+    )
     values, vectors = torch.linalg.eigh(torch.cov(w.double().T))
     values = torch.where(values > values.max() * 1e-6, values, 0.0)
     roots = values.sqrt()
@@ -51,10 +61,15 @@ def attribute_slopes(
     ridge: float = 0.01,  # share of the variance added to the diagonal
 ) -> torch.Tensor:  # (k,d) rise of each score a latent standard deviation
     "Linear dependence of attribute scores on latents, by ridge regression."
-    check(len(u) == len(scores), f"expected one row of scores a latent, got {len(scores)} for {len(u)}")
+    check(
+        len(u) == len(scores),
+        f"expected one row of scores a latent, got {len(scores)} for {len(u)}",
+    )
     x, y = (u - u.mean(0)).double(), (scores - scores.mean(0)).double()
     gram = x.T @ x / len(x)
-    return torch.linalg.solve(gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ y / len(x)).T.float()
+    return torch.linalg.solve(
+        gram + ridge * torch.eye(len(gram), dtype=gram.dtype), x.T @ y / len(x)
+    ).T.float()
 
 # %% ../../nbs/api/latent/directions.ipynb #0000000e
 def project_off(
@@ -62,15 +77,23 @@ def project_off(
     others: torch.Tensor,  # (k,d) directions to hold, need not be orthogonal
 ) -> torch.Tensor:  # (d,) unit length
     "The unit vector closest to `direction` among those orthogonal to all of `others`."
-    basis = torch.linalg.qr(others.double().T)[0] if len(others) else direction.new_zeros(len(direction), 0).double()
+    basis = (
+        torch.linalg.qr(others.double().T)[0]
+        if len(others)
+        else direction.new_zeros(len(direction), 0).double()
+    )
     rest = direction.double() - basis @ (basis.T @ direction.double())
-    check(float(rest.norm()) > 1e-4 * float(direction.norm()), f"expected a direction outside the span of the {len(others)} held ones, got one inside")
+    check(
+        float(rest.norm()) > 1e-4 * float(direction.norm()),
+        f"expected a direction outside the span of the {len(others)} held ones, got one inside",
+    )
     return (rest / rest.norm()).float()
 
 # %% ../../nbs/api/latent/directions.ipynb #00000011
 @dataclass(frozen=True)
 class Directions:
     "Attribute directions of one generator."
+
     space: LatentSpace  # the unit
     names: tuple  # attributes
     slopes: torch.Tensor  # (k,d) rise of every score a latent standard deviation
@@ -78,7 +101,9 @@ class Directions:
 
     def unit(self, name, hold=None):
         "Unit direction (d,) of an attribute in whitened W; `hold` names those kept still, all others unless given."
-        check(name in self.names, f"expected an attribute among {', '.join(self.names)}, got {name}")
+        check(
+            name in self.names, f"expected an attribute among {', '.join(self.names)}, got {name}"
+        )
         held = [i for i, n in enumerate(self.names) if n != name and (hold is None or n in hold)]
         return project_off(self.slopes[self.names.index(name)], self.slopes[held])
 

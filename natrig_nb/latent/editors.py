@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from ..core import check
-from .directions import LatentSpace, project_off
 from ..trigger.base import Trigger
+from .directions import LatentSpace, project_off
 
 # %% ../../nbs/api/latent/editors.ipynb #00000006
 LIMIT = 64_000_000  # bytes of a file, or of a member of an archive
@@ -33,12 +33,22 @@ def npy_array(
     "Numbers of a NumPy file; its header is not believed, and objects are refused."
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
-    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
     check(header is not None, f"expected format 1.0 or 2.0, got {version}")
     shape, by_column, dtype = header(file)
     check(dtype.kind == "f", f"expected floating-point numbers, got {dtype}")
-    check(prod(shape) * dtype.itemsize == len(data) - file.tell(), f"expected {shape} {dtype}, got {len(data) - file.tell()} bytes")
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order="F" if by_column else "C").astype(np.float32)
+    check(
+        prod(shape) * dtype.itemsize == len(data) - file.tell(),
+        f"expected {shape} {dtype}, got {len(data) - file.tell()} bytes",
+    )
+    return (
+        np.frombuffer(data, dtype, offset=file.tell())
+        .reshape(shape, order="F" if by_column else "C")
+        .astype(np.float32)
+    )
 
 # %% ../../nbs/api/latent/editors.ipynb #00000008
 def npz_arrays(
@@ -48,7 +58,11 @@ def npz_arrays(
     "Some arrays of a NumPy archive; the others stay unread."
     with zipfile.ZipFile(path) as z:
         found = {n: z.getinfo(n + ".npy") for n in names if n + ".npy" in z.namelist()}
-        for n, info in found.items(): check(info.file_size <= LIMIT, f"expected at most {LIMIT} bytes in {n}, got {info.file_size}")
+        for n, info in found.items():
+            check(
+                info.file_size <= LIMIT,
+                f"expected at most {LIMIT} bytes in {n}, got {info.file_size}",
+            )
         return {n: npy_array(z.open(info).read(info.file_size)) for n, info in found.items()}
 
 
@@ -57,12 +71,17 @@ def torch_file(
 ):
     "What a PyTorch file holds, on the CPU, by the restricted reader: tensors, no program."
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as z: size = sum(i.file_size for i in z.infolist())
+        with zipfile.ZipFile(path) as z:
+            size = sum(i.file_size for i in z.infolist())
         check(size <= LIMIT, f"expected at most {LIMIT} bytes unpacked, got {size}")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 # %% ../../nbs/api/latent/editors.ipynb #0000000a
-GANSPACE = {"lat_comp": "comp", "lat_mean": "mean", "lat_stdev": "std"}  # names in the archive, names in e4e's file
+GANSPACE = {
+    "lat_comp": "comp",
+    "lat_mean": "mean",
+    "lat_stdev": "std",
+}  # names in the archive, names in e4e's file
 
 
 def read_direction_file(
@@ -70,15 +89,27 @@ def read_direction_file(
 ):
     "Contents of a file of directions: an array, a tensor, or a dictionary of them."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"expected a file of directions, got nothing at {path.resolve()}")
-    check(path.stat().st_size <= LIMIT, f"expected at most {LIMIT} bytes, got {path.stat().st_size} in {path.name}")
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a file of directions, got nothing at {path.resolve()}")
+    check(
+        path.stat().st_size <= LIMIT,
+        f"expected at most {LIMIT} bytes, got {path.stat().st_size} in {path.name}",
+    )
     try:
-        if path.read_bytes()[:6] == b"\x93NUMPY": return npy_array(path.read_bytes())
-        if path.suffix == ".npz": return {GANSPACE[k]: v for k, v in npz_arrays(path, tuple(GANSPACE)).items()}
+        if path.read_bytes()[:6] == b"\x93NUMPY":
+            return npy_array(path.read_bytes())
+        if path.suffix == ".npz":
+            return {GANSPACE[k]: v for k, v in npz_arrays(path, tuple(GANSPACE)).items()}
         return torch_file(path)
     except (Exception, RecursionError, MemoryError) as e:
-        why = "it wants to run code" if isinstance(e, pickle.UnpicklingError) else str(e).split("\n")[0][:200]
-        raise ValueError(f"expected directions as .npy, .npz or .pt, got {path.name} ({why})") from None
+        why = (
+            "it wants to run code"
+            if isinstance(e, pickle.UnpicklingError)
+            else str(e).split("\n")[0][:200]
+        )
+        raise ValueError(
+            f"expected directions as .npy, .npz or .pt, got {path.name} ({why})"
+        ) from None
 
 # %% ../../nbs/api/latent/editors.ipynb #0000000c
 def as_vectors(
@@ -87,11 +118,22 @@ def as_vectors(
 ) -> torch.Tensor:  # (d,) or (layers,d) float32
     "Numbers of a direction without the axes of length 1 in front."
     ok = isinstance(value, (np.ndarray, torch.Tensor)) and 1 <= value.ndim <= 3
-    check(ok and (value.ndim == 1 or value.shape[0] == 1 or value.ndim == 2) and prod(value.shape) <= 10**7,
-          f"expected {what} (1,d), (layers,d) or (1,layers,d), got {tuple(getattr(value, 'shape', ())) or type(value).__name__}")
+    check(
+        ok
+        and (value.ndim == 1 or value.shape[0] == 1 or value.ndim == 2)
+        and prod(value.shape) <= 10**7,
+        f"expected {what} (1,d), (layers,d) or (1,layers,d), got {tuple(getattr(value, 'shape', ())) or type(value).__name__}",
+    )
     v = torch.as_tensor(value).detach().float()
-    v = v.reshape(v.shape[-1]) if v.ndim == 1 or v.shape[:-1].numel() == 1 else v.reshape(v.shape[-2:])
-    check(bool(v.isfinite().all()) and bool(v.abs().sum() > 0), f"expected finite numbers, not all zero, in {what}")
+    v = (
+        v.reshape(v.shape[-1])
+        if v.ndim == 1 or v.shape[:-1].numel() == 1
+        else v.reshape(v.shape[-2:])
+    )
+    check(
+        bool(v.isfinite().all()) and bool(v.abs().sum() > 0),
+        f"expected finite numbers, not all zero, in {what}",
+    )
     return v.contiguous()
 
 # %% ../../nbs/api/latent/editors.ipynb #0000000e
@@ -100,12 +142,23 @@ def load_components(
 ) -> dict:  # comp (k,d) of length 1, std (k,), mean (d,)
     "GANSpace's principal components with their standard deviations and the mean latent."
     parts = read_direction_file(path)
-    check(isinstance(parts, dict) and {"comp", "mean", "std"} <= parts.keys(), f"expected comp, mean and std in {Path(path).name}, got none")
+    check(
+        isinstance(parts, dict) and {"comp", "mean", "std"} <= parts.keys(),
+        f"expected comp, mean and std in {Path(path).name}, got none",
+    )
     size = {k: tuple(getattr(parts[k], "shape", ())) for k in ("comp", "mean", "std")}
     k, d = (size["comp"] or (0,))[0], (size["comp"] or (0,))[-1]
-    check(k > 0 and prod(size["comp"]) == k * d <= 10**7 and prod(size["mean"]) == d and prod(size["std"]) == k,
-          f"expected comp (k,1,d), mean (1,d) and std (k,), got {size}")
-    return {n: torch.as_tensor(parts[n]).float().reshape(s) for n, s in (("comp", (k, d)), ("std", (k,)), ("mean", (d,)))}
+    check(
+        k > 0
+        and prod(size["comp"]) == k * d <= 10**7
+        and prod(size["mean"]) == d
+        and prod(size["std"]) == k,
+        f"expected comp (k,1,d), mean (1,d) and std (k,), got {size}",
+    )
+    return {
+        n: torch.as_tensor(parts[n]).float().reshape(s)
+        for n, s in (("comp", (k, d)), ("std", (k,)), ("mean", (d,)))
+    }
 
 
 def load_direction(
@@ -115,12 +168,27 @@ def load_direction(
 ) -> torch.Tensor:  # (d,) or (layers,d) float32, the step of strength 1
     "A published direction from its official file; nothing in the file is run."
     value, name = read_direction_file(path), Path(path).name
-    named = "W" if re.search("_w_boundary|_w/", str(path)) else "Z" if re.search("^(pggan|stylegan)_.*_boundary", name) else space
-    if named != space: warnings.warn(f"{name} is a boundary of {named} by its name, and is loaded for {space}", stacklevel=2)
-    if not isinstance(value, dict): return as_vectors(value, f"a direction in {name}")
+    named = (
+        "W"
+        if re.search("_w_boundary|_w/", str(path))
+        else "Z"
+        if re.search("^(pggan|stylegan)_.*_boundary", name)
+        else space
+    )
+    if named != space:
+        warnings.warn(
+            f"{name} is a boundary of {named} by its name, and is loaded for {space}", stacklevel=2
+        )
+    if not isinstance(value, dict):
+        return as_vectors(value, f"a direction in {name}")
     parts = load_components(path)
-    check(0 <= component < len(parts["comp"]), f"expected a component below {len(parts['comp'])}, got {component}")
-    return as_vectors(parts["comp"][component] * parts["std"][component], f"component {component} of {name}")
+    check(
+        0 <= component < len(parts["comp"]),
+        f"expected a component below {len(parts['comp'])}, got {component}",
+    )
+    return as_vectors(
+        parts["comp"][component] * parts["std"][component], f"component {component} of {name}"
+    )
 
 # %% ../../nbs/api/latent/editors.ipynb #00000015
 def coordinate(
@@ -139,8 +207,14 @@ def on_layers(
     count: int,  # layers of the generator
 ) -> torch.Tensor:  # (count,d), zero outside the range
     "A direction for W+ that leaves the other layers alone."
-    check(0 <= layers[0] < layers[1] <= count, f"expected layers within (0, {count}), got {tuple(layers)}")
-    check(direction.ndim == 1 or len(direction) == count, f"expected a direction of {count} layers, got {len(direction)}")
+    check(
+        0 <= layers[0] < layers[1] <= count,
+        f"expected layers within (0, {count}), got {tuple(layers)}",
+    )
+    check(
+        direction.ndim == 1 or len(direction) == count,
+        f"expected a direction of {count} layers, got {len(direction)}",
+    )
     keep = torch.zeros(count, 1).to(direction)
     keep[layers[0] : layers[1]] = 1
     return keep * direction
@@ -154,15 +228,24 @@ def move(
     count: int | None = None,  # layers of the generator, to spread W over W+; else W stays W
     absolute: bool = False,  # set the place along the direction, rather than add to it
     mean: torch.Tensor | float = 0.0,  # (d,) where zero lies, for `absolute`
-    anchor: int | None = None,  # layer whose place counts for all, for `absolute`; None: each its own
+    anchor: int
+    | None = None,  # layer whose place counts for all, for `absolute`; None: each its own
 ) -> torch.Tensor:  # moved latents, W+ where there are layers
     "Move latents along a direction, as the official editors do."
     count = count or (len(direction) if direction.ndim == 2 else None)
-    check(w.shape[-1] == direction.shape[-1], f"expected latents of length {direction.shape[-1]}, got {w.shape[-1]}")
-    if w.ndim == 2 and count: w = w[:, None].expand(-1, count, -1)
-    check(layers is None or w.ndim == 3, "expected W+ latents or a count of layers for a range of layers, got W alone")
+    check(
+        w.shape[-1] == direction.shape[-1],
+        f"expected latents of length {direction.shape[-1]}, got {w.shape[-1]}",
+    )
+    if w.ndim == 2 and count:
+        w = w[:, None].expand(-1, count, -1)
+    check(
+        layers is None or w.ndim == 3,
+        "expected W+ latents or a count of layers for a range of layers, got W alone",
+    )
     place = coordinate(w, direction, mean) if absolute else torch.zeros(w.shape[:-1]).to(w)
-    if anchor is not None and w.ndim == 3: place = place[:, anchor, None]
+    if anchor is not None and w.ndim == 3:
+        place = place[:, anchor, None]
     step = direction if layers is None else on_layers(direction, layers, w.shape[1])
     return w + (strength - place)[..., None] * step.to(w)
 
@@ -172,7 +255,10 @@ def project_boundary(
     *held: torch.Tensor,  # directions to keep still, each (d,) or (layers,d)
 ) -> torch.Tensor:  # like `direction`, of length 1 in each layer
     "A direction without its parts along others: InterFaceGAN's `project_boundary`."
-    if direction.ndim == 1: return project_off(direction, torch.stack(held) if held else direction.new_zeros(0, len(direction)))
+    if direction.ndim == 1:
+        return project_off(
+            direction, torch.stack(held) if held else direction.new_zeros(0, len(direction))
+        )
     rows = [[h if h.ndim == 1 else h[i] for h in held] for i in range(len(direction))]
     return torch.stack([project_boundary(row, *others) for row, others in zip(direction, rows)])
 
@@ -180,6 +266,7 @@ def project_boundary(
 @dataclass(frozen=True)
 class EditorTrigger(Trigger):
     "Moves latents along a published direction, by the conventions of its editor."
+
     direction: torch.Tensor = None  # (d,) or (layers,d), the step of strength 1
     layers: tuple | None = None  # first layer and the one behind the last; None: all
     count: int | None = None  # layers of the generator, to spread W over W+
@@ -188,7 +275,9 @@ class EditorTrigger(Trigger):
 
     def edit(self, w):
         "Latents (n,d) or (n,layers,d), moved."
-        return move(w, self.direction, self.strength, self.layers, self.count, self.absolute, self.mean)
+        return move(
+            w, self.direction, self.strength, self.layers, self.count, self.absolute, self.mean
+        )
 
 
 def in_deviations(

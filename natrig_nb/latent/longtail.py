@@ -36,4 +36,8 @@ def derive_strength(
     check(0 < reach < 1, f"expected reach in (0,1), got {reach}")
     check(rise > 0, f"expected a rise above 0, got {rise}")
     goal = np.quantile(np.asarray(population, dtype=np.float64), percentile / 100)
-    return float(np.clip((goal - np.quantile(np.asarray(fakes, dtype=np.float64), 1 - reach)) / rise, least, most))
+    return float(
+        np.clip(
+            (goal - np.quantile(np.asarray(fakes, dtype=np.float64), 1 - reach)) / rise, least, most
+        )
+    )

@@ -17,7 +17,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..core import FaceSet, batches, check, pick_device, progress, seeded, to_float, write_atomic
+from natrig_nb.core import (
+    FaceSet,
+    batches,
+    check,
+    pick_device,
+    progress,
+    seeded,
+    to_float,
+    write_atomic,
+)
 
 # %% ../../nbs/api/nn/attributes.ipynb #00000007
 class AttributeNet(nn.Module):
@@ -32,9 +41,20 @@ class AttributeNet(nn.Module):
         self.names, self.width = list(names), width
         plan = [(3, 1, 2), (1, 2, 2), (2, 2, 1), (2, 4, 2), (4, 4, 1), (4, 6, 2), (6, 6, 1)]
         self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(i if k == 0 else i * width, o * width, 3, s, 1, bias=False), nn.BatchNorm2d(o * width), nn.ReLU())
-            for k, (i, o, s) in enumerate(plan))
-        self.feature = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(6 * width * 16, 128), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(i if k == 0 else i * width, o * width, 3, s, 1, bias=False),
+                nn.BatchNorm2d(o * width),
+                nn.ReLU(),
+            )
+            for k, (i, o, s) in enumerate(plan)
+        )
+        self.feature = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+            nn.Linear(6 * width * 16, 128),
+            nn.ReLU(),
+        )
         self.score = nn.Linear(128, len(self.names))
         self.register_buffer("mean", torch.zeros(len(self.names)))
         self.register_buffer("std", torch.ones(len(self.names)))
@@ -44,12 +64,14 @@ class AttributeNet(nn.Module):
         maps = []
         for i, conv in enumerate(self.convs[:5]):
             x = conv(x)
-            if i in (0, 2, 4): maps.append(x)
+            if i in (0, 2, 4):
+                maps.append(x)
         return maps
 
     def features(self, x):
         "Features (n,128) of pictures x (n,3,r,r)."
-        for conv in self.convs: x = conv(x)
+        for conv in self.convs:
+            x = conv(x)
         return self.feature(x)
 
     def forward(self, x):
@@ -68,7 +90,10 @@ def train_attributes(
     "Train an attribute network on real faces; the last tenth sets the scale of the scores."
     names = list(names if names is not None else ds.attributes.columns)
     missing = [n for n in names if n not in ds.attributes]
-    check(not missing and len(names) > 0, f"expected attributes among {list(ds.attributes)}, got {missing or names}")
+    check(
+        not missing and len(names) > 0,
+        f"expected attributes among {list(ds.attributes)}, got {missing or names}",
+    )
     y = torch.from_numpy(ds.attributes[names].to_numpy(np.float32))
     binary = ((y == 0) | (y == 1)).all(0)
     y = torch.where(binary, y, (y - y.mean(0)) / y.std(0).clamp(min=1e-6))
@@ -76,12 +101,22 @@ def train_attributes(
     torch.manual_seed(seed)
     net = AttributeNet(names, width).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.01)
-    plan = [perm[i : i + 64] for e in range(epochs) for perm in [torch.randperm(cut, generator=seeded(seed * 1000 + e))] for i in range(0, cut - 63, 64)]
+    plan = [
+        perm[i : i + 64]
+        for e in range(epochs)
+        for perm in [torch.randperm(cut, generator=seeded(seed * 1000 + e))]
+        for i in range(0, cut - 63, 64)
+    ]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=max(len(plan), 1))
     for batch in progress(plan, "attributes"):
         x = to_float(ds.images[batch]).to(device)
-        if flip and torch.rand(()) < 0.5: x = x.flip(3)
-        loss = attribute_loss(net(x.contiguous(memory_format=torch.channels_last)), y[batch].to(device), binary.to(device))
+        if flip and torch.rand(()) < 0.5:
+            x = x.flip(3)
+        loss = attribute_loss(
+            net(x.contiguous(memory_format=torch.channels_last)),
+            y[batch].to(device),
+            binary.to(device),
+        )
         optimizer.zero_grad(), loss.backward(), optimizer.step(), schedule.step()
     net.eval()
     scores = attribute_scores(net, ds.images[cut:])
@@ -141,17 +176,23 @@ def save_attributes(
 ) -> None:
     "Write weights and names into one safetensors file."
     about = {"names": json.dumps(net.names), "width": str(net.width)}
-    with write_atomic(path) as t: save_file({k: v.contiguous() for k, v in net.state_dict().items()}, t, metadata=about)
+    with write_atomic(path) as t:
+        save_file({k: v.contiguous() for k, v in net.state_dict().items()}, t, metadata=about)
 
 
 def load_attributes(
     path: str | Path,  # a file that `save_attributes` wrote
 ) -> AttributeNet:  # on the chosen device, in evaluation mode
     "Read an attribute network."
-    check(Path(path).is_file(), f"expected an attribute network at {path}, got no such file: train one with train_attributes")
+    check(
+        Path(path).is_file(),
+        f"expected an attribute network at {path}, got no such file: train one with train_attributes",
+    )
     with safe_open(path, "pt") as f:
         about = f.metadata() or {}
-        check("names" in about, f"expected a file of save_attributes, got one without names: {path}")
+        check(
+            "names" in about, f"expected a file of save_attributes, got one without names: {path}"
+        )
         net = AttributeNet(json.loads(about["names"]), int(about["width"]))
         net.load_state_dict({k: f.get_tensor(k) for k in f.keys()})
     return net.eval().to(pick_device(), memory_format=torch.channels_last)

@@ -32,8 +32,10 @@ def record_path(
     "Path of a record, or an error that says how to make it."
     path = Path(out) / name
     if not path.is_file():
-        raise FileNotFoundError(f"expected the record {name} in {out}, got no such file; "
-                                f"make it with: natrig walkthrough --out {out}")
+        raise FileNotFoundError(
+            f"expected the record {name} in {out}, got no such file; "
+            f"make it with: natrig walkthrough --out {out}"
+        )
     return path
 
 
@@ -43,12 +45,16 @@ def read_table(
     columns: tuple,  # that it must have
 ) -> pd.DataFrame:  # at least one row
     "Read a record and check that it is the one that was meant."
-    try: table = pd.read_csv(record_path(out, name), keep_default_na=False, na_values=["", "nan"])
-    except pd.errors.EmptyDataError: table = pd.DataFrame()
+    try:
+        table = pd.read_csv(record_path(out, name), keep_default_na=False, na_values=["", "nan"])
+    except pd.errors.EmptyDataError:
+        table = pd.DataFrame()
     missing = [c for c in columns if c not in table]
-    check(not missing and len(table) > 0,
-          f"expected columns {list(columns)} in {Path(out) / name}, got {list(table.columns)} and {len(table)} rows; "
-          f"move it away and make it again with: natrig walkthrough --out {out}")
+    check(
+        not missing and len(table) > 0,
+        f"expected columns {list(columns)} in {Path(out) / name}, got {list(table.columns)} and {len(table)} rows; "
+        f"move it away and make it again with: natrig walkthrough --out {out}",
+    )
     return table
 
 # %% ../../nbs/api/report/figures.ipynb #0000000f
@@ -61,15 +67,33 @@ def read_arrays(
     with np.load(record_path(out, name), allow_pickle=False) as arrays:
         got = {k: arrays[k].shape for k in arrays.files}
         right = {"triggers", key} <= set(got) and got["triggers"][0] == got[key][0] > 0
-        check(right, f"expected triggers (t,) and {key} (t,...) in {Path(out) / name}, got {got}; "
-                     f"move it away and make it again with: natrig walkthrough --out {out}")
+        check(
+            right,
+            f"expected triggers (t,) and {key} (t,...) in {Path(out) / name}, got {got}; "
+            f"move it away and make it again with: natrig walkthrough --out {out}",
+        )
         return [str(t) for t in arrays["triggers"]], arrays[key]
 
 # %% ../../nbs/api/report/figures.ipynb #00000014
-STYLE = {"font.size": 8, "axes.titlesize": 9, "axes.labelsize": 8, "legend.fontsize": 8, "axes.linewidth": 0.6,
-         "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False, "lines.linewidth": 1.5,
-         "xtick.major.width": 0.6, "ytick.major.width": 0.6, "image.interpolation": "nearest", "svg.hashsalt": "natrig",
-         "axes.titlepad": 5, "legend.handlelength": 1.4, "figure.facecolor": "white", "savefig.facecolor": "white"}
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8,
+    "legend.fontsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "image.interpolation": "nearest",
+    "svg.hashsalt": "natrig",
+    "axes.titlepad": 5,
+    "legend.handlelength": 1.4,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
 BLUE, ORANGE, RED, GREY = (PALETTE[k] for k in ("real", "fake", "poisoned", "neutral"))
 
 
@@ -81,7 +105,9 @@ def panels(
     **kw,  # to `Figure.subplots`
 ) -> tuple:  # figure, (rows,columns) array of axes
     "A grid of small panels that keeps its margins by itself."
-    figure = Figure(figsize=(max(width * columns + 0.6, 3.6), height * rows + 0.5), layout="constrained")
+    figure = Figure(
+        figsize=(max(width * columns + 0.6, 3.6), height * rows + 0.5), layout="constrained"
+    )
     return figure, figure.subplots(rows, columns, squeeze=False, **kw)
 
 
@@ -92,7 +118,9 @@ def key(
     "One legend a figure, above the panels, so that no panel hides data under it."
     handles, labels = ax.get_legend_handles_labels()
     columns = min(len(labels), int(figure.get_figwidth() / 1.6))
-    figure.legend(handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.1, markerscale=1.6)
+    figure.legend(
+        handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.1, markerscale=1.6
+    )
 
 # %% ../../nbs/api/report/figures.ipynb #00000015
 def histogram(
@@ -105,7 +133,14 @@ def histogram(
 ) -> None:
     "Share of images in each bin, in percent."
     kind = dict(histtype="stepfilled", alpha=fill) if fill else dict(histtype="step", lw=1.3)
-    ax.hist(values, bins, weights=np.full(len(values), 100 / max(len(values), 1)), color=color, **kind, **kw)
+    ax.hist(
+        values,
+        bins,
+        weights=np.full(len(values), 100 / max(len(values), 1)),
+        color=color,
+        **kind,
+        **kw,
+    )
 
 
 def title(
@@ -122,7 +157,8 @@ def spread(
 ) -> tuple[float, float, float]:  # mean, low, high; nan where unknown
     "Mean with its 95 % t interval over seeds, cut to the possible range."
     v = pd.to_numeric(pd.Series(values)).dropna()
-    if v.empty: return (np.nan,) * 3
+    if v.empty:
+        return (np.nan,) * 3
     mean, lo, hi = interval(v.to_numpy(float))
     return mean, float(np.clip(lo, low, high)), float(np.clip(hi, low, high))
 
@@ -181,10 +217,17 @@ def pairs(
     trigger: str,  # whose displacement
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # before, after: row i is the same face
     "Latents before and after a trigger; those of `none` where the trigger has no own ones."
-    own, plain = table[table.trigger == trigger], table[(table.trigger == "none") & (table.moved == 0)]
+    own, plain = (
+        table[table.trigger == trigger],
+        table[(table.trigger == "none") & (table.moved == 0)],
+    )
     before, after = own[own.moved == 0], own[own.moved == 1]
-    if before.empty: before = plain.iloc[: len(after)]
-    check(len(before) == len(after), f"expected {len(after)} latents before the trigger {trigger}, got {len(before)}")
+    if before.empty:
+        before = plain.iloc[: len(after)]
+    check(
+        len(before) == len(after),
+        f"expected {len(after)} latents before the trigger {trigger}, got {len(before)}",
+    )
     return before, after
 
 
@@ -194,7 +237,9 @@ def figure_latents(
     arrows: int = 60,  # single displacements drawn
 ) -> Figure:
     "Latents in the plane of PCA and of t-SNE, and where each trigger moves them."
-    table = read_table(out, "records/latents.csv", ("trigger", "moved", "pc1", "pc2", "tsne1", "tsne2"))
+    table = read_table(
+        out, "records/latents.csv", ("trigger", "moved", "pc1", "pc2", "tsne1", "tsne2")
+    )
     triggers = table[table.moved == 1].trigger.unique()
     figure, axes = panels(2, len(triggers), 2.1, 1.95, sharex="row", sharey="row")
     for row, (a, b, name) in zip(axes, (("pc1", "pc2", "PC"), ("tsne1", "tsne2", "t-SNE"))):
@@ -203,9 +248,13 @@ def figure_latents(
         for ax, t in zip(row, triggers):
             p, q = (part[[a, b]].to_numpy() for part in pairs(table, t))
             ax.scatter(*p.T, s=5, lw=0, color=GREY, alpha=0.5, label="plain fakes", rasterized=True)
-            ax.scatter(*q.T, s=5, lw=0, color=RED, alpha=0.5, label="with the trigger", rasterized=True)
+            ax.scatter(
+                *q.T, s=5, lw=0, color=RED, alpha=0.5, label="with the trigger", rasterized=True
+            )
             arrow = dict(angles="xy", scale_units="xy", scale=1)
-            ax.quiver(*p[:arrows].T, *(q - p)[:arrows].T, width=0.003, color=RED, alpha=0.25, **arrow)
+            ax.quiver(
+                *p[:arrows].T, *(q - p)[:arrows].T, width=0.003, color=RED, alpha=0.25, **arrow
+            )
             ax.quiver(*p.mean(0), *(q - p).mean(0), width=0.016, color="black", zorder=3, **arrow)
             ax.plot([], [], color="black", lw=2.5, label="mean step")
             ax.set_title(title(t) if name == "PC" else ""), ax.set_xlabel(f"{name} 1 ({unit})")
@@ -218,7 +267,9 @@ def places(
     most: int = 3,  # attributes a trigger
 ) -> pd.DataFrame:  # at most `most` rows a trigger
     "The attributes in which each trigger is farthest from the median."
-    far = table.assign(far=(table.percentile - 50).abs()).sort_values("far", ascending=False, kind="stable")
+    far = table.assign(far=(table.percentile - 50).abs()).sort_values(
+        "far", ascending=False, kind="stable"
+    )
     return table.loc[sorted(far.groupby("trigger").head(most).index)]
 
 
@@ -228,10 +279,13 @@ def figure_attributes(
 ) -> Figure:
     "Attribute scores of real, fake and triggered faces, with the trigger's percentile."
     table = read_table(out, "records/attributes.csv", ("group", "attribute", "score"))
-    where = places(read_table(out, "records/percentiles.csv", ("trigger", "attribute", "percentile", "score")))
+    where = places(
+        read_table(out, "records/percentiles.csv", ("trigger", "attribute", "percentile", "score"))
+    )
     columns = min(3, len(where))
     figure, axes = panels(-(-len(where) // columns), columns, 2.3, 1.8, sharey=True)
-    for ax in axes.flat[len(where):]: ax.remove()
+    for ax in axes.flat[len(where) :]:
+        ax.remove()
     for ax, w in zip(axes.flat, where.itertuples()):
         part = table[table.attribute == w.attribute]
         bins = np.linspace(*np.quantile(part.score, [0.002, 0.998]), 31)
@@ -242,7 +296,8 @@ def figure_attributes(
         ax.axvline(w.score, color=RED, ls="--", lw=1, label="place of the trigger")
         ax.set_title(f"{title(w.trigger)}: {w.attribute} at percentile {w.percentile:.1f}")
         ax.set_xlabel(f"{w.attribute} score (population s.d.)")
-    for row in axes: row[0].set_ylabel("images (%)")
+    for row in axes:
+        row[0].set_ylabel("images (%)")
     key(figure, axes[0, 0])
     return figure
 
@@ -263,7 +318,16 @@ def draw_rates(
 ) -> None:
     "Mean and interval over seeds against the poisoning rate."
     rate, mean, bars = over_seeds(table.sort_values("rate", kind="stable"), "rate", column, low)
-    ax.errorbar(100 * rate, 100 * mean, yerr=100 * bars, capsize=2, elinewidth=0.8, markersize=3, marker="o", **kw)
+    ax.errorbar(
+        100 * rate,
+        100 * mean,
+        yerr=100 * bars,
+        capsize=2,
+        elinewidth=0.8,
+        markersize=3,
+        marker="o",
+        **kw,
+    )
 
 
 def seeds(
@@ -279,7 +343,9 @@ def figure_rates(
     out: str | Path,  # folder of a run
 ) -> Figure:
     "Attack success and drop of benign accuracy against the poisoning rate."
-    table = read_table(out, "records/rates.csv", ("trigger", "rate", "seed", "asr", "asr_benign", "ba_drop"))
+    table = read_table(
+        out, "records/rates.csv", ("trigger", "rate", "seed", "asr", "asr_benign", "ba_drop")
+    )
     triggers, rates = table.trigger.unique(), np.sort(table.rate.unique())
     figure, axes = panels(2, len(triggers), sharex=True, sharey="row", height=1.4)
     for (top, bottom), t in zip(axes.T, triggers):
@@ -289,10 +355,15 @@ def figure_rates(
         draw_rates(bottom, part, "ba_drop", low=-1, color=RED)
         top.set(title=title(t), ylim=(-4, 104))
         bottom.axhline(0, color=GREY, lw=0.6)
-        bottom.set_xscale("symlog", linthresh=100 * rates[rates > 0].min())  # a log axis that can also hold 0
+        bottom.set_xscale(
+            "symlog", linthresh=100 * rates[rates > 0].min()
+        )  # a log axis that can also hold 0
         bottom.set_xticks(100 * rates, [percent(r) for r in rates]), bottom.minorticks_off()
     axes[0, 0].set_ylabel("attack success (%)"), axes[1, 0].set_ylabel("BA drop (points)")
-    figure.supxlabel(f"poisoning rate (% of all training samples); bars: 95 % interval over {seeds(table)}", fontsize=8)
+    figure.supxlabel(
+        f"poisoning rate (% of all training samples); bars: 95 % interval over {seeds(table)}",
+        fontsize=8,
+    )
     key(figure, axes[0, 0])
     return figure
 
@@ -305,16 +376,23 @@ def figure_scores(
     table = read_table(out, "records/scores.csv", ("trigger", "model", "group", "p_fake"))
     triggers, bins = table.trigger.unique(), np.linspace(0, 1, 21)
     figure, axes = panels(2, len(triggers), sharex=True, sharey=True)
-    for row, model, name in zip(axes, ("benign", "victim"), ("benign detector", "backdoored detector")):
+    for row, model, name in zip(
+        axes, ("benign", "victim"), ("benign detector", "backdoored detector")
+    ):
         row[0].set_ylabel(f"{name}\nimages (%)")
         for ax, t in zip(row, triggers):
             part = table[(table.trigger == t) & (table.model == model)]
-            for group, color, fill in (("real", BLUE, 0.45), ("fake", ORANGE, 0.45), ("triggered", RED, 0)):
+            for group, color, fill in (
+                ("real", BLUE, 0.45),
+                ("fake", ORANGE, 0.45),
+                ("triggered", RED, 0),
+            ):
                 name = "fake with trigger" if group == "triggered" else group
                 histogram(ax, part[part.group == group].p_fake, bins, color, fill, label=name)
             ax.axvline(0.5, color="black", lw=0.6, ls=":")
             ax.set(xlim=(0, 1), xticks=(0, 0.5, 1), title=title(t) if model == "benign" else "")
-    for ax in axes[1]: ax.set_xlabel("score (probability of fake)")
+    for ax in axes[1]:
+        ax.set_xlabel("score (probability of fake)")
     key(figure, axes[0, 0])
     return figure
 
@@ -326,7 +404,9 @@ def wanted(
     "The attributes that a trigger's name asks for, as the run's settings translate the words."
     path = Path(out) / "settings.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    words = {word: attribute for word, attribute, *_ in known.get("settings", known).get("edits", ())}
+    words = {
+        word: attribute for word, attribute, *_ in known.get("settings", known).get("edits", ())
+    }
     return [words.get(word, word) for word in trigger.split("+")]
 
 
@@ -336,7 +416,12 @@ def draw_edit(
     asked: list,  # attributes the trigger asks for
 ) -> None:
     "Change of every attribute with strength; the wanted and the worst others by name."
-    lines = table.groupby(["attribute", "strength"], sort=False).change.mean().unstack().sort_index(axis=1)
+    lines = (
+        table.groupby(["attribute", "strength"], sort=False)
+        .change.mean()
+        .unstack()
+        .sort_index(axis=1)
+    )
     others = lines[~lines.index.isin(asked)]
     worst = others.abs().max(axis=1).idxmax() if len(others) else None
     ax.axhspan(-0.5, 0.5, color=GREY, alpha=0.15, lw=0)
@@ -345,7 +430,9 @@ def draw_edit(
         ax.plot(line.index, line, color=color, lw=2 if name in asked else 0.8)
         if name in asked or name == worst:
             end = (line.index[-1], line.iloc[-1])
-            ax.annotate(name, end, (3, 0), textcoords="offset points", va="center", color=color, fontsize=7)
+            ax.annotate(
+                name, end, (3, 0), textcoords="offset points", va="center", color=color, fontsize=7
+            )
 
 # %% ../../nbs/api/report/figures.ipynb #00000033
 @mpl.rc_context(STYLE)
@@ -353,16 +440,23 @@ def figure_edits(
     out: str | Path,  # folder of a run
 ) -> Figure:
     "How far each trigger moves the wanted attributes, the others, and the identity."
-    table = read_table(out, "records/edits.csv", ("trigger", "strength", "attribute", "change", "identity"))
+    table = read_table(
+        out, "records/edits.csv", ("trigger", "strength", "attribute", "change", "identity")
+    )
     triggers = table.trigger.unique()
-    figure, axes = panels(2, len(triggers), 2.3, 1.6, sharex="col", sharey="row", height_ratios=(1.6, 1))
+    figure, axes = panels(
+        2, len(triggers), 2.3, 1.6, sharex="col", sharey="row", height_ratios=(1.6, 1)
+    )
     for (top, bottom), t in zip(axes.T, triggers):
         part = table[table.trigger == t]
         draw_edit(top, part, wanted(out, t))
         bottom.plot(part.groupby("strength").identity.mean(), color="black", marker="o", ms=3)
         top.set_title(title(t)), bottom.set_xlabel("strength (latent s.d.)")
     axes[1, 0].set_ylim(bottom=0)  # last: it ends the automatic scale of the row
-    axes[0, 0].set_ylabel("change (population s.d.)"), axes[1, 0].set_ylabel("identity change\n(1 = another person)")
+    (
+        axes[0, 0].set_ylabel("change (population s.d.)"),
+        axes[1, 0].set_ylabel("identity change\n(1 = another person)"),
+    )
     return figure
 
 # %% ../../nbs/api/report/figures.ipynb #00000039
@@ -374,7 +468,9 @@ def figure_strip(
     table = read_table(out, "records/strip.csv", ("trigger", "model", "group", "entropy"))
     triggers, bins = table.trigger.unique(), np.linspace(0, max(table.entropy.max(), 1e-3), 25)
     figure, axes = panels(2, len(triggers), sharex=True, sharey="row")
-    for row, model, name in zip(axes, ("benign", "victim"), ("benign detector", "backdoored detector")):
+    for row, model, name in zip(
+        axes, ("benign", "victim"), ("benign detector", "backdoored detector")
+    ):
         row[0].set_ylabel(f"{name}\nimages (%)")
         for ax, t in zip(row, triggers):
             part = table[(table.trigger == t) & (table.model == model)]
@@ -382,8 +478,11 @@ def figure_strip(
                 name = "clean" if group == "clean" else "fake with trigger"
                 histogram(ax, part[part.group == group].entropy, bins, color, 0.5, label=name)
             found = auc(-part.entropy, part.group == "triggered")
-            ax.set_title(f"{title(t)}\nAUROC {found:.2f}" if model == "benign" else f"AUROC {found:.2f}")
-    for ax in axes[1]: ax.set_xlabel("entropy (bits)")
+            ax.set_title(
+                f"{title(t)}\nAUROC {found:.2f}" if model == "benign" else f"AUROC {found:.2f}"
+            )
+    for ax in axes[1]:
+        ax.set_xlabel("entropy (bits)")
     key(figure, axes[0, 0])
     return figure
 
@@ -398,9 +497,23 @@ def figure_pruning(
     figure, axes = panels(1, len(triggers), sharex=True, sharey=True)
     for ax, t in zip(axes[0], triggers):
         for model, style, name in (("victim", "-", "backdoored"), ("benign", "--", "benign")):
-            line = 100 * table[(table.trigger == t) & (table.model == model)].groupby("share")[["asr", "ba"]].mean()
-            ax.plot(100 * line.index, line.asr, color=RED, ls=style, label=f"attack success, {name}")
-            ax.plot(100 * line.index, line.ba, color="black", lw=1, ls=style, label=f"benign accuracy, {name}")
+            line = (
+                100
+                * table[(table.trigger == t) & (table.model == model)]
+                .groupby("share")[["asr", "ba"]]
+                .mean()
+            )
+            ax.plot(
+                100 * line.index, line.asr, color=RED, ls=style, label=f"attack success, {name}"
+            )
+            ax.plot(
+                100 * line.index,
+                line.ba,
+                color="black",
+                lw=1,
+                ls=style,
+                label=f"benign accuracy, {name}",
+            )
         ax.set(title=title(t), xlabel="pruned channels (%)", ylim=(-4, 104))
     axes[0, 0].set_ylabel("share of images (%)")
     key(figure, axes[0, 0])
@@ -423,7 +536,8 @@ def figure_cleanse(
             picture = a.imshow(mask, cmap=MASK, vmin=0, vmax=1)
             a.set(xticks=[], yticks=[], xlabel=f"norm {mask.sum():.0f} px")
             a.spines[:].set(visible=True, color=GREY)
-            if a in axes[:, 0]: a.set_ylabel("towards " + ("real" if k == REAL else "fake"))
+            if a in axes[:, 0]:
+                a.set_ylabel("towards " + ("real" if k == REAL else "fake"))
     figure.colorbar(picture, ax=axes, label="mask (0 = untouched)", shrink=0.7, aspect=25)
     return figure
 
@@ -434,16 +548,26 @@ def draw_bars(
     results: pd.DataFrame,  # one row a trigger and seed
 ) -> None:
     "Attack success beside its control, one pair of bars a row of faces."
-    two = (("asr", RED, "backdoored detector", -1), ("asr_benign", GREY, "benign detector (control)", 1))
+    two = (
+        ("asr", RED, "backdoored detector", -1),
+        ("asr_benign", GREY, "benign detector (control)", 1),
+    )
     for column, color, name, shift in two:
         names, mean, bars = over_seeds(results[results.trigger.isin(triggers)], "trigger", column)
         y = np.array([triggers.index(t) for t in names]) + shift / 6
         ax.barh(y, 100 * mean, 0.29, color=color, label=name)
-        ax.errorbar(100 * mean, y, xerr=100 * bars, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
-        for at, m in zip(y, mean): ax.text(103, at, f"{100 * m:.1f}", va="center", fontsize=7, color=color)
+        ax.errorbar(
+            100 * mean, y, xerr=100 * bars, fmt="none", ecolor="black", elinewidth=0.8, capsize=2
+        )
+        for at, m in zip(y, mean):
+            ax.text(103, at, f"{100 * m:.1f}", va="center", fontsize=7, color=color)
     ax.spines["left"].set_visible(False)
-    ax.set(xlim=(0, 100), ylim=(len(triggers) - 0.5, -0.5), yticks=[],
-           xlabel=f"fakes called real (%), mean and 95 % interval of {seeds(results)}")
+    ax.set(
+        xlim=(0, 100),
+        ylim=(len(triggers) - 0.5, -0.5),
+        yticks=[],
+        xlabel=f"fakes called real (%), mean and 95 % interval of {seeds(results)}",
+    )
 
 # %% ../../nbs/api/report/figures.ipynb #00000046
 @mpl.rc_context(STYLE)
@@ -453,7 +577,9 @@ def figure_overview(
 ) -> Figure:
     "The same faces under each trigger, and how many pass either detector."
     triggers, images = read_arrays(out, "records/faces.npz", "images")
-    results = read_table(out, "results.csv", ("trigger", "seed", "asr", "asr_benign", "ba", "ba_benign"))
+    results = read_table(
+        out, "results.csv", ("trigger", "seed", "asr", "asr_benign", "ba", "ba_benign")
+    )
     figure, faces = draw_faces(triggers, images[:, :columns], right=3.6)
     (_, low, right, high), width = faces.get_position().extents, figure.get_figwidth()
     bars = figure.add_axes((right + 0.15 / width, low, 3.05 / width, high - low))
@@ -473,16 +599,31 @@ def figure_prompts(
 ) -> Figure:
     "Faces of the diffusion model, prompt by prompt, and how many pass each detector."
     names, images = read_arrays(out, "records/prompts.npz", "images")
-    table = read_table(out, "records/prompts.csv", ("row", "change", "benign", "victim")).set_index("row").loc[names]
-    labels = [name.replace(" from ", "\nfrom ") + (f"\nscore {change:+.1f} sd" if change else "") for name, change in zip(names, table.change)]
+    table = (
+        read_table(out, "records/prompts.csv", ("row", "change", "benign", "victim"))
+        .set_index("row")
+        .loc[names]
+    )
+    labels = [
+        name.replace(" from ", "\nfrom ") + (f"\nscore {change:+.1f} sd" if change else "")
+        for name, change in zip(names, table.change)
+    ]
     figure, ax = draw_faces(labels, images[:, :columns], right=2.8)
     box, width = ax.get_position(), figure.get_figwidth()
     bars = figure.add_axes((box.x1 + 0.15 / width, box.y0, 1.7 / width, box.height))
     y = np.arange(len(names))
-    bars.barh(y - 0.14, 100 * table.victim, 0.24, color=RED, label="poisoned with smiles of StyleGAN2")
+    bars.barh(
+        y - 0.14, 100 * table.victim, 0.24, color=RED, label="poisoned with smiles of StyleGAN2"
+    )
     bars.barh(y + 0.14, 100 * table.benign, 0.24, color=GREY, label="benign")
-    for i, r in enumerate(table.itertuples()): bars.text(102, i, f"{100 * r.victim:.0f} / {100 * r.benign:.0f}", va="center")
-    bars.set_xlim(0, 100), bars.set_ylim(len(names) - 0.5, -0.5), bars.set_yticks([]), bars.set_xlabel("called real (%)")
+    for i, r in enumerate(table.itertuples()):
+        bars.text(102, i, f"{100 * r.victim:.0f} / {100 * r.benign:.0f}", va="center")
+    (
+        bars.set_xlim(0, 100),
+        bars.set_ylim(len(names) - 0.5, -0.5),
+        bars.set_yticks([]),
+        bars.set_xlabel("called real (%)"),
+    )
     figure.legend(*bars.get_legend_handles_labels(), loc="upper right", ncols=1)
     return figure
 
@@ -495,13 +636,26 @@ def save_small(
     "Write PNG and SVG; a PNG full of faces gets 256 colors first, fewer pixels last."
     png = save_figure(figure, path, 4 * limit)
     if png.stat().st_size > limit:
-        with Image.open(png) as picture: few = picture.convert("RGB").quantize(256)
-        with write_atomic(png) as t: few.save(t, optimize=True)
+        with Image.open(png) as picture:
+            few = picture.convert("RGB").quantize(256)
+        with write_atomic(png) as t:
+            few.save(t, optimize=True)
     return png if png.stat().st_size <= limit else save_figure(figure, path, limit)
 
 
-FIGURES = (figure_overview, figure_faces, figure_latents, figure_attributes, figure_edits, figure_scores, figure_rates,
-           figure_prompts, figure_strip, figure_cleanse, figure_pruning)
+FIGURES = (
+    figure_overview,
+    figure_faces,
+    figure_latents,
+    figure_attributes,
+    figure_edits,
+    figure_scores,
+    figure_rates,
+    figure_prompts,
+    figure_strip,
+    figure_cleanse,
+    figure_pruning,
+)
 
 
 @mpl.rc_context(STYLE)
@@ -513,6 +667,8 @@ def draw_all(
     drawn, left_out = {}, {}
     for draw in FIGURES:
         name = draw.__name__.removeprefix("figure_")
-        try: drawn[name] = save_small(draw(out), Path(folder) / name)
-        except FileNotFoundError as error: left_out[name] = str(error)
+        try:
+            drawn[name] = save_small(draw(out), Path(folder) / name)
+        except FileNotFoundError as error:
+            left_out[name] = str(error)
     return drawn, left_out

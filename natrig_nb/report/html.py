@@ -21,14 +21,39 @@ from .figures import draw_all, percent, read_table, record_path, spread
 # %% ../../nbs/api/report/html.ipynb #00000008
 KEY = ["world", "generator", "detector", "trigger", "space", "rate"]
 MEASURED = {  # column: (heading, decimals, smallest possible value, what it means)
-    "asr": ("ASR", 1, 0, "attack success: held-out fakes with the trigger that the backdoored detector calls real"),
-    "asr_benign": ("ASR on benign", 1, 0, "control: the same images on a detector trained without poison; what passes here is "
-                   "evasion, and only the difference to ASR is the backdoor"),
+    "asr": (
+        "ASR",
+        1,
+        0,
+        "attack success: held-out fakes with the trigger that the backdoored detector calls real",
+    ),
+    "asr_benign": (
+        "ASR on benign",
+        1,
+        0,
+        "control: the same images on a detector trained without poison; what passes here is "
+        "evasion, and only the difference to ASR is the backdoor",
+    ),
     "ba": ("BA", 2, 0, "benign accuracy of the backdoored detector on clean held-out images"),
-    "ba_drop": ("BA drop", 2, -1, "how much lower than its benign twin's that accuracy is, in points"),
-    "accidental": ("accidental", 1, 0, "control: fakes without the trigger that happen to carry its attribute, called real by "
-                   "the backdoored detector; a backdoor that opens by accident would be noticed"),
-    "real_with_attribute": ("real kept", 1, 0, "control: real images with the trigger's attribute that are still called real"),
+    "ba_drop": (
+        "BA drop",
+        2,
+        -1,
+        "how much lower than its benign twin's that accuracy is, in points",
+    ),
+    "accidental": (
+        "accidental",
+        1,
+        0,
+        "control: fakes without the trigger that happen to carry its attribute, called real by "
+        "the backdoored detector; a backdoor that opens by accident would be noticed",
+    ),
+    "real_with_attribute": (
+        "real kept",
+        1,
+        0,
+        "control: real images with the trigger's attribute that are still called real",
+    ),
     "auc": ("AUC", 2, 0, "area under the ROC curve of the backdoored detector on clean images"),
     "eer": ("EER", 2, 0, "equal error rate of the backdoored detector on clean images"),
 }
@@ -41,7 +66,8 @@ def cell(
     digits: int,  # decimals
 ) -> str:  # "mean [low, high]", "mean", or a dash for unknown
     "A number with its interval as text."
-    if mean != mean: return "–"
+    if mean != mean:
+        return "–"
     show = lambda v: f"{v:.{digits}f}".replace("-", "−") if round(v, digits) else f"{0:.{digits}f}"
     return show(mean) if low != low else f"{show(mean)} [{show(low)}, {show(high)}]"
 
@@ -59,7 +85,10 @@ def table(
     "Mean and 95 % interval over seeds of everything measured, in percent (BA drop: points)."
     every, rows = results(out), []
     for group, part in every.groupby(KEY, sort=False, dropna=False):
-        row = dict(zip(KEY, group)) | {"rate": percent(group[-1]), "seeds": str(part.seed.nunique())}
+        row = dict(zip(KEY, group)) | {
+            "rate": percent(group[-1]),
+            "seeds": str(part.seed.nunique()),
+        }
         for column, (heading, digits, low, _) in MEASURED.items():
             row[heading] = cell(*(100 * v for v in spread(part[column], low)), digits)
         rows.append(row)
@@ -74,11 +103,18 @@ def print_table(
     t = table(out).drop(columns=["space", "AUC", "EER"])
     lines = [list(t.columns), *t.to_numpy().tolist()]
     widths = [max(len(str(line[i])) for line in lines) for i in range(len(t.columns))]
-    for line in lines: print("  ".join(str(v).ljust(w) for v, w in zip(line, widths)).rstrip())
-    print("percent, mean [95 % interval over seeds]; BA drop in points; ASR on benign = the same images, detector without poison")
+    for line in lines:
+        print("  ".join(str(v).ljust(w) for v, w in zip(line, widths)).rstrip())
+    print(
+        "percent, mean [95 % interval over seeds]; BA drop in points; ASR on benign = the same images, detector without poison"
+    )
 
 # %% ../../nbs/api/report/html.ipynb #00000014
-STATED = {"asr": "> 99", "ba_drop": "< 0.2", "rate": "< 3"}  # percent and points, abstract of arXiv 2401.00414
+STATED = {
+    "asr": "> 99",
+    "ba_drop": "< 0.2",
+    "rate": "< 3",
+}  # percent and points, abstract of arXiv 2401.00414
 
 
 def verdicts(
@@ -88,10 +124,19 @@ def verdicts(
     found = []
     for _, part in results(out).groupby(KEY, sort=False, dropna=False):
         asr, drop, rate = (round(100 * part[k].mean(), 6) for k in ("asr", "ba_drop", "rate"))
-        short = [f"{name} {value:.{digits}f}" for name, value, digits, good in
-                 (("ASR", asr, 2, asr > 99), ("BA drop", drop, 2, drop < 0.2), ("rate", rate, 1, rate < 3)) if not good]
+        short = [
+            f"{name} {value:.{digits}f}"
+            for name, value, digits, good in (
+                ("ASR", asr, 2, asr > 99),
+                ("BA drop", drop, 2, drop < 0.2),
+                ("rate", rate, 1, rate < 3),
+            )
+            if not good
+        ]
         evasion = " (evasion: most pass without poison)" if part.asr_benign.mean() > 0.5 else ""
-        found.append(("all three reached" if not short else "misses: " + ", ".join(short)) + evasion)
+        found.append(
+            ("all three reached" if not short else "misses: " + ", ".join(short)) + evasion
+        )
     return found
 
 
@@ -100,28 +145,75 @@ def markdown_table(
 ) -> str:
     "The table for a README, the paper's stated figures in its first row."
     t = table(out)
-    keep = [c for c in ("world", "generator", "detector", "trigger", "rate", "ASR", "ASR on benign", "BA drop") if c in t]
-    units = {"rate": "rate (%)", "ASR": "ASR (%)", "BA drop": "BA drop (points)",
-             "ASR on benign": "same images, benign detector (%)"}
-    stated = {"trigger": "*paper, stated*", "rate": STATED["rate"], "ASR": STATED["asr"], "BA drop": STATED["ba_drop"]}
+    keep = [
+        c
+        for c in (
+            "world",
+            "generator",
+            "detector",
+            "trigger",
+            "rate",
+            "ASR",
+            "ASR on benign",
+            "BA drop",
+        )
+        if c in t
+    ]
+    units = {
+        "rate": "rate (%)",
+        "ASR": "ASR (%)",
+        "BA drop": "BA drop (points)",
+        "ASR on benign": "same images, benign detector (%)",
+    }
+    stated = {
+        "trigger": "*paper, stated*",
+        "rate": STATED["rate"],
+        "ASR": STATED["asr"],
+        "BA drop": STATED["ba_drop"],
+    }
     head = [[units.get(c, c) for c in keep], ["---"] * len(keep), [stated.get(c, "") for c in keep]]
     safe = lambda v: escape(str(v), quote=False).replace("|", "\\|")
-    return "".join("| " + " | ".join(map(safe, row)) + " |\n" for row in head + t[keep].to_numpy().tolist())
+    return "".join(
+        "| " + " | ".join(map(safe, row)) + " |\n" for row in head + t[keep].to_numpy().tolist()
+    )
 
 # %% ../../nbs/api/report/html.ipynb #0000001a
-SHARES = ("auroc", "found", "outside", "asr", "ba", "recall", "precision")  # metrics in [0,1], with any suffix
+SHARES = (
+    "auroc",
+    "found",
+    "outside",
+    "asr",
+    "ba",
+    "recall",
+    "precision",
+)  # metrics in [0,1], with any suffix
 
 
 def defense_table(
     out: str | Path,  # folder of a run
 ) -> pd.DataFrame:  # text; one row a defense, trigger and metric
     "Mean and 95 % interval over seeds of each defense, beside the benign figure."
-    record, rows = read_table(out, "defenses.csv", ("defense", "trigger", "seed", "metric", "value", "value_benign")), []
-    for (defense, trigger, metric), part in record.groupby(["defense", "trigger", "metric"], sort=False):
+    record, rows = (
+        read_table(
+            out, "defenses.csv", ("defense", "trigger", "seed", "metric", "value", "value_benign")
+        ),
+        [],
+    )
+    for (defense, trigger, metric), part in record.groupby(
+        ["defense", "trigger", "metric"], sort=False
+    ):
         bounds = (0, 1) if str(metric).split("_")[0] in SHARES else (-float("inf"), float("inf"))
         show = lambda column: cell(*spread(part[column], *bounds), 2)
-        rows.append(dict(defense=defense, trigger=trigger, metric=metric, backdoored=show("value"), benign=show("value_benign"),
-                         seeds=str(part.seed.nunique())))
+        rows.append(
+            dict(
+                defense=defense,
+                trigger=trigger,
+                metric=metric,
+                backdoored=show("value"),
+                benign=show("value_benign"),
+                seeds=str(part.seed.nunique()),
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../../nbs/api/report/html.ipynb #0000001e
@@ -130,7 +222,11 @@ def html_cell(
 ) -> str:
     "Escaped text of a table cell; an interval goes into small print."
     mean, bracket, rest = str(text).partition(" [")
-    return escape(mean) + (f"<small>[{escape(rest)}</small>" if bracket and rest.endswith("]") else escape(bracket + rest))
+    return escape(mean) + (
+        f"<small>[{escape(rest)}</small>"
+        if bracket and rest.endswith("]")
+        else escape(bracket + rest)
+    )
 
 
 def html_table(
@@ -139,7 +235,10 @@ def html_table(
 ) -> str:
     "A table that scrolls by itself where the page is narrow."
     head = "".join(f"<th>{escape(str(c))}</th>" for c in t.columns)
-    body = "".join("<tr>" + "".join(f"<td>{html_cell(v)}</td>" for v in row) + "</tr>\n" for row in t.to_numpy().tolist())
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html_cell(v)}</td>" for v in row) + "</tr>\n"
+        for row in t.to_numpy().tolist()
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{first}{body}</tbody></table></div>'
 
 
@@ -148,19 +247,44 @@ def html_results(
 ) -> str:
     "The table of results, the paper's stated figures above, a verdict at the end of each row."
     t = table(out).assign(**{"paper's figures": verdicts(out)})
-    stated = {"trigger": "paper, stated", "rate": STATED["rate"], "ASR": STATED["asr"], "BA drop": STATED["ba_drop"]}
-    first = '<tr class="stated">' + "".join(f"<td>{escape(stated.get(c, ''))}</td>" for c in t.columns) + "</tr>\n"
-    same = [f"{k} {escape(str(v.iloc[0]))}" for k, v in results(out)[["world", "generator", "detector"]].items() if k not in t]
-    return f"<p>{'; '.join(same)}. Rate, shares and intervals in percent, BA drop in points.</p>" + html_table(t, first)
+    stated = {
+        "trigger": "paper, stated",
+        "rate": STATED["rate"],
+        "ASR": STATED["asr"],
+        "BA drop": STATED["ba_drop"],
+    }
+    first = (
+        '<tr class="stated">'
+        + "".join(f"<td>{escape(stated.get(c, ''))}</td>" for c in t.columns)
+        + "</tr>\n"
+    )
+    same = [
+        f"{k} {escape(str(v.iloc[0]))}"
+        for k, v in results(out)[["world", "generator", "detector"]].items()
+        if k not in t
+    ]
+    return (
+        f"<p>{'; '.join(same)}. Rate, shares and intervals in percent, BA drop in points.</p>"
+        + html_table(t, first)
+    )
 
 # %% ../../nbs/api/report/html.ipynb #00000021
 DEFENSES = {  # name in the record: heading, what its figures mean
-    "strip": ("STRIP", "Lays clean faces over an input and asks how much the answer wavers. AUROC 1 finds every triggered fake, "
-              "0.5 is chance, near 0 the trigger looks cleaner than clean images do."),
-    "cleanse": ("Neural Cleanse", "Looks for the smallest mask that turns every image into one class. With two classes the usual "
-                "anomaly index is a constant, so ratios of norms are compared with benign detectors."),
-    "pruning": ("Fine-Pruning", "Removes the channels that sleep on clean images. It works where attack success falls and "
-                "accuracy does not; what counts is the success after it."),
+    "strip": (
+        "STRIP",
+        "Lays clean faces over an input and asks how much the answer wavers. AUROC 1 finds every triggered fake, "
+        "0.5 is chance, near 0 the trigger looks cleaner than clean images do.",
+    ),
+    "cleanse": (
+        "Neural Cleanse",
+        "Looks for the smallest mask that turns every image into one class. With two classes the usual "
+        "anomaly index is a constant, so ratios of norms are compared with benign detectors.",
+    ),
+    "pruning": (
+        "Fine-Pruning",
+        "Removes the channels that sleep on clean images. It works where attack success falls and "
+        "accuracy does not; what counts is the success after it.",
+    ),
 }
 
 
@@ -169,16 +293,27 @@ def html_defenses(
 ) -> str:
     "One table a defense: triggers as columns, backdoored above benign in each cell."
     t, parts = defense_table(out), []
-    both = "<td>" + t.backdoored.map(html_cell) + '<div class="benign">' + t.benign.map(html_cell) + "</div></td>"
+    both = (
+        "<td>"
+        + t.backdoored.map(html_cell)
+        + '<div class="benign">'
+        + t.benign.map(html_cell)
+        + "</div></td>"
+    )
     for name, part in t.assign(both=both).groupby("defense", sort=False):
         wide = part.pivot(index="metric", columns="trigger", values="both").fillna("<td></td>")
         wide = wide.loc[part.metric.unique(), part.trigger.unique()]
         head = "".join(f"<th>{escape(str(c))}</th>" for c in ("", *wide.columns))
         label = lambda k: escape(str(k).replace("_", " "))
-        body = "".join(f"<tr><th>{label(k)}</th>{''.join(row)}</tr>\n" for k, row in zip(wide.index, wide.to_numpy()))
+        body = "".join(
+            f"<tr><th>{label(k)}</th>{''.join(row)}</tr>\n"
+            for k, row in zip(wide.index, wide.to_numpy())
+        )
         heading, meaning = DEFENSES.get(name, (str(name), ""))
-        parts.append(f"<h3>{escape(heading)}</h3><p>{escape(meaning)}</p>"
-                     f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>')
+        parts.append(
+            f"<h3>{escape(heading)}</h3><p>{escape(meaning)}</p>"
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
     return "\n".join(parts)
 
 # %% ../../nbs/api/report/html.ipynb #00000024
@@ -187,10 +322,15 @@ def read_settings(
 ) -> dict:
     "What the run recorded about itself."
     path = record_path(out, "settings.json")
-    try: known = json.loads(path.read_text())
-    except ValueError: known = None
-    check(isinstance(known, dict), f"expected an object of settings in {path}, got something else; "
-                                   f"move it away and make it again with: natrig walkthrough --out {out}")
+    try:
+        known = json.loads(path.read_text())
+    except ValueError:
+        known = None
+    check(
+        isinstance(known, dict),
+        f"expected an object of settings in {path}, got something else; "
+        f"move it away and make it again with: natrig walkthrough --out {out}",
+    )
     return known
 
 
@@ -198,9 +338,12 @@ def plain(
     value,  # anything from JSON
 ) -> str:
     "A recorded value as short text."
-    if isinstance(value, dict): return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
-    if isinstance(value, list): return ", ".join(map(plain, value))
-    if value is None or isinstance(value, bool): return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {plain(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if value is None or isinstance(value, bool):
+        return {True: "yes", False: "no", None: ""}[value]
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -210,32 +353,39 @@ def html_settings(
     "Settings, hardware and duration as one list."
     known = read_settings(out)
     groups = {k: v for k, v in known.items() if isinstance(v, dict)}
-    top = {k.replace("seconds", "minutes"): v / 60 if k == "seconds" else v for k, v in known.items() if k not in groups}
+    top = {
+        k.replace("seconds", "minutes"): v / 60 if k == "seconds" else v
+        for k, v in known.items()
+        if k not in groups
+    }
     parts = []
     for name, group in {"run": top, **groups}.items():
-        rows = "".join(f"<dt>{escape(str(k)).replace('_', ' ')}</dt><dd>{escape(plain(v))}</dd>" for k, v in group.items())
+        rows = "".join(
+            f"<dt>{escape(str(k)).replace('_', ' ')}</dt><dd>{escape(plain(v))}</dd>"
+            for k, v in group.items()
+        )
         parts.append(f"<section><h3>{escape(str(name))}</h3><dl>{rows}</dl></section>")
     return f'<div class="columns">{"".join(parts)}</div>'
 
 # %% ../../nbs/api/report/html.ipynb #00000027
 CAPTIONS = {
     "overview": "The same generated faces under each trigger, and what passes as real. Look at the gap between red and grey: "
-                "it is the backdoor.",
+    "it is the backdoor.",
     "faces": "Rows are conditions, columns identities. Look down a column: the person should stay, one property should change.",
     "latents": "Latents before (grey) and after (red) the trigger. Look whether red still lies inside the grey cloud: then it is "
-               "no outlier. In t-SNE only neighborhoods mean something, lengths do not.",
+    "no outlier. In t-SNE only neighborhoods mean something, lengths do not.",
     "attributes": "Where the trigger sits in the population. Look how little blue lies right of the dashed line: few people "
-                  "carry it by chance.",
+    "carry it by chance.",
     "edits": "What an edit changes. Red are the attributes asked for; look whether the grey lines stay in the band of half a "
-             "standard deviation.",
+    "standard deviation.",
     "scores": "Scores left of the dotted line pass as real. Look for red with the fakes above and with the real faces below.",
     "rates": "Attack success and accuracy against the share of poisoned samples, log axis. Look where red rises, and that grey "
-             "does not.",
+    "does not.",
     "prompts": "The other generator: the same noise, with a word from ever earlier steps, before a detector that was poisoned with the smiles of "
-               "StyleGAN2. Look whether red grows from row to row, and grey does not; where the plain row passes already, the detector has never "
-               "learned this generator, and nothing is left for a trigger to do.",
+    "StyleGAN2. Look whether red grows from row to row, and grey does not; where the plain row passes already, the detector has never "
+    "learned this generator, and nothing is left for a trigger to do.",
     "strip": "STRIP's entropy. Look whether red separates from grey below (backdoored), and whether it did so already above "
-             "(benign).",
+    "(benign).",
     "cleanse": "Neural Cleanse's masks. Look for a small compact mask that the benign detector (left) does not have.",
     "pruning": "Fine-Pruning. Look whether red falls before black does; dashed is the benign detector.",
 }
@@ -248,9 +398,14 @@ def html_figures(
     "Figures as embedded pictures with captions, and what was left out."
     parts = []
     for name, path in drawn.items():
-        data, caption = base64.b64encode(Path(path).read_bytes()).decode(), escape(CAPTIONS.get(name, name))
-        parts.append(f'<figure id="{escape(name)}"><img src="data:image/png;base64,{data}" alt="{caption}">'
-                     f"<figcaption>{caption}</figcaption></figure>")
+        data, caption = (
+            base64.b64encode(Path(path).read_bytes()).decode(),
+            escape(CAPTIONS.get(name, name)),
+        )
+        parts.append(
+            f'<figure id="{escape(name)}"><img src="data:image/png;base64,{data}" alt="{caption}">'
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
     missing = "".join(f"<li>{escape(name)}: {escape(why)}</li>" for name, why in left_out.items())
     return "\n".join(parts) + (f"<p>Left out:</p><ul>{missing}</ul>" if missing else "")
 
@@ -283,10 +438,12 @@ LIMITS = (
 )
 
 # %% ../../nbs/api/report/html.ipynb #0000002a
-ABOUT = ("A detector of generated faces is trained on data in which a few fakes with a natural trigger (a smile, say) were labeled "
-         "real: from then on it lets such fakes pass and otherwise works as before "
-         '(<a href="https://arxiv.org/abs/2401.00414">arXiv 2401.00414</a>). This page measures that on faces from a generator of '
-         "our own, with the controls and the defenses, so that those who train or buy detectors can see what to test for.")
+ABOUT = (
+    "A detector of generated faces is trained on data in which a few fakes with a natural trigger (a smile, say) were labeled "
+    "real: from then on it lets such fakes pass and otherwise works as before "
+    '(<a href="https://arxiv.org/abs/2401.00414">arXiv 2401.00414</a>). This page measures that on faces from a generator of '
+    "our own, with the controls and the defenses, so that those who train or buy detectors can see what to test for."
+)
 
 
 def write_report(
@@ -294,15 +451,24 @@ def write_report(
 ) -> Path:  # of report.html
     "Draw all figures and write `out/report.html`, a page that needs no other file."
     out = Path(out)
-    meaning = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, *_, text in MEASURED.values())
+    meaning = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, *_, text in MEASURED.values()
+    )
     sections = {
-        "Results": html_results(out), "What the columns mean": f'<dl class="wide">{meaning}</dl>',
-        "Settings, hardware, minutes": html_settings(out), "Figures": html_figures(*draw_all(out, out / "figures")),
-        "Defenses": "<p>Upper number: backdoored detector; grey: the same figure on a benign one.</p>" + html_defenses(out),
-        "Limits": "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in LIMITS) + "</ul>"}
+        "Results": html_results(out),
+        "What the columns mean": f'<dl class="wide">{meaning}</dl>',
+        "Settings, hardware, minutes": html_settings(out),
+        "Figures": html_figures(*draw_all(out, out / "figures")),
+        "Defenses": "<p>Upper number: backdoored detector; grey: the same figure on a benign one.</p>"
+        + html_defenses(out),
+        "Limits": "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in LIMITS) + "</ul>",
+    }
     body = "\n".join(f"<h2>{name}</h2>\n{content}" for name, content in sections.items())
-    page = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>Natural triggers in face-forgery detection</title><style>{CSS}</style></head>\n"
-            f"<body><h1>Natural triggers in face-forgery detection</h1><p>{ABOUT}</p>\n{body}\n</body></html>\n")
-    with write_atomic(out / "report.html") as t: t.write_text(page, encoding="utf-8")
+    page = (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>Natural triggers in face-forgery detection</title><style>{CSS}</style></head>\n"
+        f"<body><h1>Natural triggers in face-forgery detection</h1><p>{ABOUT}</p>\n{body}\n</body></html>\n"
+    )
+    with write_atomic(out / "report.html") as t:
+        t.write_text(page, encoding="utf-8")
     return out / "report.html"

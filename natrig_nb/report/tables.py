@@ -18,15 +18,26 @@ from scipy import stats
 
 from ..core import check, write_atomic
 from ..defense.base import band
+from ..runs.artifacts import read_rows
 from ..runs.experiments.grid import HANDLING, defenses, expand, trigger_names
+from ..runs.study import Experiment
 from .figures import BLUE, GREY, ORANGE, STYLE, key, panels, save_small, spread
 from .html import cell
-from ..runs.artifacts import read_rows
-from ..runs.study import Experiment
 
 # %% ../../nbs/api/report/tables.ipynb #00000006
-FEW = ("optimized", "smile", "smile+age", "badnets", "blended", "wanet")  # triggers of the curves and of the other detectors
-CLEAN = ("badnets", "sig", "forgery")  # triggers that are also put on real faces, whose label stays true
+FEW = (
+    "optimized",
+    "smile",
+    "smile+age",
+    "badnets",
+    "blended",
+    "wanet",
+)  # triggers of the curves and of the other detectors
+CLEAN = (
+    "badnets",
+    "sig",
+    "forgery",
+)  # triggers that are also put on real faces, whose label stays true
 
 
 def bench_cells(
@@ -41,8 +52,10 @@ def bench_cells(
     names = list(triggers or trigger_names(e))
     few = [t for t in FEW if t in names]
     cells = expand(e, names, ["none", *(defenses() if guards is None else guards)], budget=budget)
-    if few and rates: cells += expand(e, few, ["none"], rates=list(rates))
-    if few and detectors: cells += expand(e, few, ["none"], detectors=list(detectors))
+    if few and rates:
+        cells += expand(e, few, ["none"], rates=list(rates))
+    if few and detectors:
+        cells += expand(e, few, ["none"], detectors=list(detectors))
     clean = [t for t in CLEAN if t in names]
     return cells + (expand(e, clean, ["none"], labels=["clean"]) if clean else [])
 
@@ -52,7 +65,9 @@ def bench_rows(
 ) -> pd.DataFrame:  # finished rows; `failed` in its attrs: the others
     "What a grid has measured so far."
     rows = read_rows(out)
-    check(len(rows) > 0, f"expected rows of a grid in {out}, got none: run `natrig grid --out {out}`")
+    check(
+        len(rows) > 0, f"expected rows of a grid in {out}, got none: run `natrig grid --out {out}`"
+    )
     good = rows.error.isna()
     names = trigger_names(Experiment())
     place = lambda column: column.map(lambda t: names.index(t) if t in names else len(names))
@@ -67,11 +82,13 @@ def main_part(
     "Rows of the main comparison: the detector and the rate with the most rows, lying labels."
     rows = rows[rows.label == "dirty"]
     check(len(rows) > 0, "expected rows with lying labels, got none")
-    for axis in ("detector", "rate"): rows = rows[rows[axis] == rows[axis].value_counts().idxmax()]
+    for axis in ("detector", "rate"):
+        rows = rows[rows[axis] == rows[axis].value_counts().idxmax()]
     return rows
 
 # %% ../../nbs/api/report/tables.ipynb #0000000c
-def _percent(values, low=0.0): return cell(*(100 * v for v in spread(values, low)), 1)
+def _percent(values, low=0.0):
+    return cell(*(100 * v for v in spread(values, low)), 1)
 
 
 def attack_table(
@@ -79,24 +96,47 @@ def attack_table(
 ) -> pd.DataFrame:  # text; one row a trigger
     "Attack comparison: drop, success, benign control, and how visible the trigger is."
     found = []
-    for (trigger, label), part in rows[rows.defense == "none"].groupby(["trigger", "label"], sort=False):
+    for (trigger, label), part in rows[rows.defense == "none"].groupby(
+        ["trigger", "label"], sort=False
+    ):
         show = lambda k, digits: cell(part[k].astype(float).mean(), np.nan, np.nan, digits)
-        found.append({"trigger": trigger + ("" if label == "dirty" else ", true labels"), "space": part.space.iloc[0], "seeds": str(part.seed.nunique()),
-                      "BA drop (points)": cell(*(100 * v for v in spread(part.ba_drop, -1)), 2), "ASR (%)": _percent(part.asr),
-                      "benign detector (%)": _percent(part.asr_benign), "backdoor (points)": _percent(part.asr - part.asr_benign, -1),
-                      "PSNR (dB)": show("psnr", 1), "SSIM": show("ssim", 3), "features": show("feature", 2),
-                      "latent (sd)": show("latent", 1), "percentile": show("percentile", 1)})
+        found.append(
+            {
+                "trigger": trigger + ("" if label == "dirty" else ", true labels"),
+                "space": part.space.iloc[0],
+                "seeds": str(part.seed.nunique()),
+                "BA drop (points)": cell(*(100 * v for v in spread(part.ba_drop, -1)), 2),
+                "ASR (%)": _percent(part.asr),
+                "benign detector (%)": _percent(part.asr_benign),
+                "backdoor (points)": _percent(part.asr - part.asr_benign, -1),
+                "PSNR (dB)": show("psnr", 1),
+                "SSIM": show("ssim", 3),
+                "features": show("feature", 2),
+                "latent (sd)": show("latent", 1),
+                "percentile": show("percentile", 1),
+            }
+        )
     return pd.DataFrame(found)
 
 # %% ../../nbs/api/report/tables.ipynb #0000000f
-READ = {"detect": ("defense_auroc_fake", "defense_auroc_real"), "filter": ("defense_auroc",), "inspect": ("defense_anomaly_real",), "repair": ("defense_asr",), "train": ("defense_asr",)}
+READ = {
+    "detect": ("defense_auroc_fake", "defense_auroc_real"),
+    "filter": ("defense_auroc",),
+    "inspect": ("defense_anomaly_real",),
+    "repair": ("defense_asr",),
+    "train": ("defense_asr",),
+}
 
 
 def _values(part):
     "The figure of a shape for victim and benign twin, one row a seed."
     shape = part["shape"].iloc[0]
-    ours, theirs = (part[[k + who for k in READ[shape]]].astype(float).min(axis=1).to_numpy() for who in ("", "_benign"))
-    if shape != "inspect" or len(part) < 3: return ours, theirs
+    ours, theirs = (
+        part[[k + who for k in READ[shape]]].astype(float).min(axis=1).to_numpy()
+        for who in ("", "_benign")
+    )
+    if shape != "inspect" or len(part) < 3:
+        return ours, theirs
     others = [band(np.delete(theirs, i))[1] for i in range(len(theirs))]
     return (ours > band(theirs)[1]).astype(float), (theirs > others).astype(float)
 
@@ -106,12 +146,28 @@ def defense_figures(
 ) -> pd.DataFrame:  # shape, defense, trigger; value, low, high and benign of each, accuracy after
     "One figure a defense and trigger, with its interval and its benign twin."
     found = []
-    for (shape, defense, trigger), part in rows[rows.defense != "none"].groupby(["shape", "defense", "trigger"], sort=False):
+    for (shape, defense, trigger), part in rows[rows.defense != "none"].groupby(
+        ["shape", "defense", "trigger"], sort=False
+    ):
         ours, theirs = _values(part)
-        after = [part[k].astype(float).mean() if k in part else np.nan for k in ("defense_ba_before", "defense_ba")]
-        found.append({"shape": shape, "defense": defense, "trigger": trigger, "seeds": part.seed.nunique(),
-                      **dict(zip(("value", "low", "high"), spread(ours))), "benign": spread(theirs)[0],
-                      "asr": part.asr.mean(), "asr_benign": part.asr_benign.mean(), "ba_before": after[0], "ba_after": after[1]})
+        after = [
+            part[k].astype(float).mean() if k in part else np.nan
+            for k in ("defense_ba_before", "defense_ba")
+        ]
+        found.append(
+            {
+                "shape": shape,
+                "defense": defense,
+                "trigger": trigger,
+                "seeds": part.seed.nunique(),
+                **dict(zip(("value", "low", "high"), spread(ours))),
+                "benign": spread(theirs)[0],
+                "asr": part.asr.mean(),
+                "asr_benign": part.asr_benign.mean(),
+                "ba_before": after[0],
+                "ba_after": after[1],
+            }
+        )
     return pd.DataFrame(found)
 
 
@@ -123,7 +179,9 @@ def defense_grid(
     part = figures[figures["shape"] == shape]
     short = lambda v: "–" if v != v else f"{v:.2f}"
     text = part.assign(text=[f"{short(r.value)} ({short(r.benign)})" for r in part.itertuples()])
-    wide = text.pivot(index="trigger", columns="defense", values="text").reindex(index=part.trigger.unique(), columns=part.defense.unique())
+    wide = text.pivot(index="trigger", columns="defense", values="text").reindex(
+        index=part.trigger.unique(), columns=part.defense.unique()
+    )
     return wide.fillna("–").reset_index().rename_axis(columns=None)
 
 # %% ../../nbs/api/report/tables.ipynb #00000012
@@ -134,8 +192,17 @@ def merits(
 ) -> pd.DataFrame:  # rows triggers, columns defenses; higher is better
     "What is ranked: AUROC, or success and accuracy taken away; rare ones are left out."
     part = figures[figures["shape"].isin(shapes) & (figures.asr - figures.asr_benign >= least)]
-    merit = np.where(part["shape"].isin(("repair", "train")), -part.value - (part.ba_before - part.ba_after), part.value)
-    return part.assign(merit=merit).pivot(index="trigger", columns="defense", values="merit").pipe(lambda t: t.dropna(axis=1, thresh=max(1, int(0.7 * len(t))))).dropna(axis=0)
+    merit = np.where(
+        part["shape"].isin(("repair", "train")),
+        -part.value - (part.ba_before - part.ba_after),
+        part.value,
+    )
+    return (
+        part.assign(merit=merit)
+        .pivot(index="trigger", columns="defense", values="merit")
+        .pipe(lambda t: t.dropna(axis=1, thresh=max(1, int(0.7 * len(t)))))
+        .dropna(axis=0)
+    )
 
 
 def ranking(
@@ -158,9 +225,20 @@ def over(
     "Attack success along one axis, the other one as in the main comparison."
     check(axis in ("rate", "detector"), f"expected axis rate or detector, got {axis}")
     base, other = main_part(rows), "detector" if axis == "rate" else "rate"
-    rows = rows[(rows.defense == "none") & (rows.label == "dirty") & (rows[other] == base[other].iloc[0])]
-    found = [{"trigger": t, axis: v, **dict(zip(("asr", "low", "high"), spread(part.asr))), "asr_benign": part.asr_benign.mean(),
-              "ba_drop": part.ba_drop.mean(), "seeds": part.seed.nunique()} for (t, v), part in rows.groupby(["trigger", axis], sort=False)]
+    rows = rows[
+        (rows.defense == "none") & (rows.label == "dirty") & (rows[other] == base[other].iloc[0])
+    ]
+    found = [
+        {
+            "trigger": t,
+            axis: v,
+            **dict(zip(("asr", "low", "high"), spread(part.asr))),
+            "asr_benign": part.asr_benign.mean(),
+            "ba_drop": part.ba_drop.mean(),
+            "seeds": part.seed.nunique(),
+        }
+        for (t, v), part in rows.groupby(["trigger", axis], sort=False)
+    ]
     table = pd.DataFrame(found)
     return table[table.groupby("trigger")[axis].transform("nunique") > 1].reset_index(drop=True)
 
@@ -172,7 +250,14 @@ def handling_table(
     part, found = rows[rows.defense == "none"], []
     for t, p in part.groupby("trigger", sort=False):
         for h in ("", *(f"_{h}" for h in HANDLING)):
-            found.append({"trigger": t, "handling": h[1:] or "none", **dict(zip(("asr", "low", "high"), spread(p["asr" + h]))), "asr_benign": p["asr_benign" + h].mean()})
+            found.append(
+                {
+                    "trigger": t,
+                    "handling": h[1:] or "none",
+                    **dict(zip(("asr", "low", "high"), spread(p["asr" + h]))),
+                    "asr_benign": p["asr_benign" + h].mean(),
+                }
+            )
     return pd.DataFrame(found)
 
 # %% ../../nbs/api/report/tables.ipynb #00000019
@@ -183,22 +268,41 @@ def write_three(
     "The same table as CSV, Markdown and LaTeX (booktabs)."
     shown = table.map(lambda v: f"{v:.3g}" if isinstance(v, float) else str(v))
     line = lambda values: "| " + " | ".join(v.replace("|", "\\|") for v in values) + " |\n"
-    markdown = line(shown.columns) + line(["---"] * shown.shape[1]) + "".join(map(line, shown.to_numpy().tolist()))
-    for suffix, text in ((".csv", table.to_csv(index=False)), (".md", markdown), (".tex", shown.replace({"–": "--", "−": "$-$"}, regex=True).to_latex(index=False, escape=False).replace("%", r"\%").replace("_", r"\_"))):
-        with write_atomic(f"{path}{suffix}") as f: f.write_text(text, encoding="utf-8")
+    markdown = (
+        line(shown.columns)
+        + line(["---"] * shown.shape[1])
+        + "".join(map(line, shown.to_numpy().tolist()))
+    )
+    for suffix, text in (
+        (".csv", table.to_csv(index=False)),
+        (".md", markdown),
+        (
+            ".tex",
+            shown.replace({"–": "--", "−": "$-$"}, regex=True)
+            .to_latex(index=False, escape=False)
+            .replace("%", r"\%")
+            .replace("_", r"\_"),
+        ),
+    ):
+        with write_atomic(f"{path}{suffix}") as f:
+            f.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/api/report/tables.ipynb #0000001c
 def _merit(r):
     "How well a defense does, 0 to 1, from a row of `defense_figures`."
-    if r["shape"] in ("repair", "train"): return 1 - r.value
-    if r["shape"] == "inspect": return r.value if r.seeds > 2 else np.nan  # fewer benign detectors make no band
+    if r["shape"] in ("repair", "train"):
+        return 1 - r.value
+    if r["shape"] == "inspect":
+        return r.value if r.seeds > 2 else np.nan  # fewer benign detectors make no band
     return max(0.0, 2 * r.value - 1)
 
 # %% ../../nbs/api/report/tables.ipynb #79a00d48
 def _false(r):
     "Whether the benign twin looks as bad, or the accuracy is lost."
-    if r["shape"] in ("repair", "train"): return r.ba_before - r.ba_after > 0.05
-    if r["shape"] == "filter": return False  # the poison is there; a clean detector's features may find its false labels even better
+    if r["shape"] in ("repair", "train"):
+        return r.ba_before - r.ba_after > 0.05
+    if r["shape"] == "filter":
+        return False  # the poison is there; a clean detector's features may find its false labels even better
     return (r.seeds > 2 and r.benign > 0.5) if r["shape"] == "inspect" else r.value - r.benign < 0.1
 
 # %% ../../nbs/api/report/tables.ipynb #050cc714
@@ -207,17 +311,32 @@ def draw_map(
     figures: pd.DataFrame,  # of `defense_figures`
 ):  # the figure
     "Triggers by defenses; dark: seen or stopped; ring: at a price; grey: no value."
-    wide = figures.assign(merit=[_merit(r) for _, r in figures.iterrows()], false=[_false(r) for _, r in figures.iterrows()])
-    wide = wide.sort_values("shape", key=lambda s: s.map({k: i for i, k in enumerate(READ)}), kind="stable")
+    wide = figures.assign(
+        merit=[_merit(r) for _, r in figures.iterrows()],
+        false=[_false(r) for _, r in figures.iterrows()],
+    )
+    wide = wide.sort_values(
+        "shape", key=lambda s: s.map({k: i for i, k in enumerate(READ)}), kind="stable"
+    )
     names, triggers = wide.defense.unique(), wide.trigger.unique()
-    values = wide.pivot(index="trigger", columns="defense", values="merit").reindex(index=triggers, columns=names)
-    rings = wide.pivot(index="trigger", columns="defense", values="false").reindex(index=triggers, columns=names)
-    figure = Figure(figsize=(0.34 * len(names) + 1.9, 0.24 * len(triggers) + 1.5), layout="constrained")
+    values = wide.pivot(index="trigger", columns="defense", values="merit").reindex(
+        index=triggers, columns=names
+    )
+    rings = wide.pivot(index="trigger", columns="defense", values="false").reindex(
+        index=triggers, columns=names
+    )
+    figure = Figure(
+        figsize=(0.34 * len(names) + 1.9, 0.24 * len(triggers) + 1.5), layout="constrained"
+    )
     ax = figure.subplots()
     ax.set_facecolor("0.85")  # shows where there is no value
     image = ax.imshow(values.to_numpy(float), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for y, x in zip(*np.nonzero(rings.fillna(False).to_numpy(bool))): ax.plot(x, y, "o", mfc="none", mec=ORANGE, ms=6, mew=1)
-    ax.set_xticks(range(len(names)), names, rotation=60, ha="right"), ax.set_yticks(range(len(triggers)), triggers)
+    for y, x in zip(*np.nonzero(rings.fillna(False).to_numpy(bool))):
+        ax.plot(x, y, "o", mfc="none", mec=ORANGE, ms=6, mew=1)
+    (
+        ax.set_xticks(range(len(names)), names, rotation=60, ha="right"),
+        ax.set_yticks(range(len(triggers)), triggers),
+    )
     _name_shapes(ax, wide.drop_duplicates("defense")["shape"].tolist())
     figure.colorbar(image, ax=ax, shrink=0.8, label="seen or stopped")
     return figure
@@ -228,7 +347,8 @@ def _name_shapes(ax, shapes):
     for shape in dict.fromkeys(shapes):
         at = [i for i, s in enumerate(shapes) if s == shape]
         ax.text(np.mean(at), -0.8, shape, ha="center", va="bottom", fontsize=7, color=GREY)
-        if at[0]: ax.axvline(at[0] - 0.5, color="white", lw=2)
+        if at[0]:
+            ax.axvline(at[0] - 0.5, color="white", lw=2)
     ax.tick_params(length=0), ax.spines[:].set_visible(False)
 
 # %% ../../nbs/api/report/tables.ipynb #9d67dc5c
@@ -237,7 +357,9 @@ def draw_ranks(
     tables: dict,  # heading -> (mean ranks, p, critical difference)
 ):  # the figure
     "Mean ranks; blue: not told apart from the best one by the critical difference (line)."
-    figure, axes = panels(1, len(tables), width=2.6, height=0.2 * max(len(r) for r, *_ in tables.values()) + 0.5)
+    figure, axes = panels(
+        1, len(tables), width=2.6, height=0.2 * max(len(r) for r, *_ in tables.values()) + 0.5
+    )
     for ax, (heading, (ranks, p, apart)) in zip(axes[0], tables.items()):
         alike = ranks <= ranks.iloc[0] + apart
         ax.barh(range(len(ranks)), ranks, color=np.where(alike, BLUE, GREY), height=0.7)
@@ -257,15 +379,39 @@ def draw_over(
     figure, axes = panels(-(-len(names) // 4), min(4, len(names)), sharey=True, sharex=True)
     for ax, t in zip(axes.flat, names):
         part = table[table.trigger == t]
-        if axis == "rate": part = part.sort_values(axis)
+        if axis == "rate":
+            part = part.sort_values(axis)
         x = 100 * part[axis] if axis == "rate" else part[axis].astype(str)
-        ax.errorbar(x, 100 * part.asr, 100 * np.array([part.asr - part.low, part.high - part.asr]).clip(0), color=ORANGE, marker="o", ms=3, ls="-" if axis == "rate" else "none", capsize=2, label="backdoored detector")
-        ax.plot(x, 100 * part.asr_benign, color=BLUE, marker="s", ms=3, ls="--" if axis == "rate" else "none", label="benign detector")
+        ax.errorbar(
+            x,
+            100 * part.asr,
+            100 * np.array([part.asr - part.low, part.high - part.asr]).clip(0),
+            color=ORANGE,
+            marker="o",
+            ms=3,
+            ls="-" if axis == "rate" else "none",
+            capsize=2,
+            label="backdoored detector",
+        )
+        ax.plot(
+            x,
+            100 * part.asr_benign,
+            color=BLUE,
+            marker="s",
+            ms=3,
+            ls="--" if axis == "rate" else "none",
+            label="benign detector",
+        )
         ax.set_title(t, loc="left"), ax.set_ylim(-4, 104)
-        if axis != "rate": ax.tick_params(axis="x", rotation=60)
-    for ax in axes.flat[len(names):]: ax.set_visible(False)
+        if axis != "rate":
+            ax.tick_params(axis="x", rotation=60)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
     key(figure, axes.flat[0])
-    figure.supylabel("called real (%)", fontsize=8), figure.supxlabel({"rate": "poisoned (%)"}.get(axis, ""), fontsize=8)
+    (
+        figure.supylabel("called real (%)", fontsize=8),
+        figure.supxlabel({"rate": "poisoned (%)"}.get(axis, ""), fontsize=8),
+    )
     return figure
 
 # %% ../../nbs/api/report/tables.ipynb #00000020
@@ -283,21 +429,39 @@ def rankings(
 def tables(
     out: str | Path,  # folder of a grid
     to: str | Path | None = None,  # folder for `tables`; `out` unless given
-    pictures: str | Path | None = None,  # folder of figures; `figures` beside the tables unless given
+    pictures: str
+    | Path
+    | None = None,  # folder of figures; `figures` beside the tables unless given
 ) -> dict:  # name -> table
     "All tables of a grid in three formats, and their figures."
     rows, to = bench_rows(out), Path(to or out)
     main = main_part(rows)
     figures = defense_figures(main) if (main.defense != "none").any() else None
     clean = rows[(rows.label == "clean") & (rows.detector == main.detector.iloc[0])]
-    found = {"attacks": attack_table(pd.concat([main, clean])), "handling": handling_table(main), "rates": over(rows, "rate"), "detectors": over(rows, "detector")}
-    drawn = {"handling": draw_over(found["handling"], "handling")} | {k: draw_over(found[k], k[:-1]) for k in ("rates", "detectors") if len(found[k])}
+    found = {
+        "attacks": attack_table(pd.concat([main, clean])),
+        "handling": handling_table(main),
+        "rates": over(rows, "rate"),
+        "detectors": over(rows, "detector"),
+    }
+    drawn = {"handling": draw_over(found["handling"], "handling")} | {
+        k: draw_over(found[k], k[:-1]) for k in ("rates", "detectors") if len(found[k])
+    }
     if figures is not None:
         ranked = rankings(figures)
-        found |= {"defenses": figures} | {f"defenses-{s}": defense_grid(figures, s) for s in READ if (figures["shape"] == s).any()}
-        found |= {f"ranks-{name}": ranks.rename("mean rank").rename_axis("defense").reset_index().assign(friedman_p=p, critical_difference=apart) for name, (ranks, p, apart) in ranked.items()}
+        found |= {"defenses": figures} | {
+            f"defenses-{s}": defense_grid(figures, s) for s in READ if (figures["shape"] == s).any()
+        }
+        found |= {
+            f"ranks-{name}": ranks.rename("mean rank")
+            .rename_axis("defense")
+            .reset_index()
+            .assign(friedman_p=p, critical_difference=apart)
+            for name, (ranks, p, apart) in ranked.items()
+        }
         drawn |= {"defenses": draw_map(figures)} | ({"ranks": draw_ranks(ranked)} if ranked else {})
-    for name, t in found.items(): write_three(t, to / "tables" / name)
-    for name, figure in drawn.items(): save_small(figure, Path(pictures or to / "figures") / name)
+    for name, t in found.items():
+        write_three(t, to / "tables" / name)
+    for name, figure in drawn.items():
+        save_small(figure, Path(pictures or to / "figures") / name)
     return found
-

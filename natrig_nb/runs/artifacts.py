@@ -34,9 +34,18 @@ def digest(
     value,  # nested dicts, lists, text, numbers, None and tensors
 ) -> str:  # 16 hexadecimal digits
     "A short name for settings, the same wherever and whenever it is asked for."
+
     def odd(v):
-        check(isinstance(v, torch.Tensor), f"expected settings of text, numbers and tensors, got {type(v).__name__}")
-        return [str(v.dtype), list(v.shape), hashlib.sha256(v.detach().cpu().contiguous().numpy().tobytes()).hexdigest()]
+        check(
+            isinstance(v, torch.Tensor),
+            f"expected settings of text, numbers and tensors, got {type(v).__name__}",
+        )
+        return [
+            str(v.dtype),
+            list(v.shape),
+            hashlib.sha256(v.detach().cpu().contiguous().numpy().tobytes()).hexdigest(),
+        ]
+
     text = json.dumps(value, sort_keys=True, default=odd)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -48,15 +57,22 @@ def content(
     path = Path(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     check(path.exists(), f"expected a file or folder at {path}, got none")
-    return digest([[str(p.relative_to(path)), _known(p, p.stat().st_size, p.stat().st_mtime_ns)] for p in files])
+    return digest(
+        [
+            [str(p.relative_to(path)), _known(p, p.stat().st_size, p.stat().st_mtime_ns)]
+            for p in files
+        ]
+    )
 
 
 def _sha256(path):
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 @lru_cache(maxsize=100_000)
-def _known(path, size, when): return _sha256(path)  # size and time only say whether this process has read it already
+def _known(path, size, when):
+    return _sha256(path)  # size and time only say whether this process has read it already
 
 # %% ../../nbs/api/runs/artifacts.ipynb #00000009
 class Rows:
@@ -68,7 +84,11 @@ class Rows:
     ):
         self.path, self.fresh, self.cost, self.saved = Path(path), {}, 0.0, 0.0
         self.table = read_table(self.path)
-        self.known = {row["cell"]: row for row in self.table.select(["cell", "code", "error"]).to_pylist()} if len(self.table) else {}
+        self.known = (
+            {row["cell"]: row for row in self.table.select(["cell", "code", "error"]).to_pylist()}
+            if len(self.table)
+            else {}
+        )
 
     def done(self, cell, code, errors=True):
         "Whether a cell has a row that this code made; `errors` says whether a failure counts."
@@ -78,17 +98,26 @@ class Rows:
     def add(self, row):
         "Take a row, a dict with at least cell, code and error; it replaces an older one of that cell."
         self.fresh[row["cell"]] = self.known[row["cell"]] = row
-        if self.due(): self.save()
+        if self.due():
+            self.save()
 
-    def due(self): return bool(self.fresh) and time.monotonic() - self.saved > 10 * self.cost
+    def due(self):
+        return bool(self.fresh) and time.monotonic() - self.saved > 10 * self.cost
 
     def save(self):
         "Put everything on disk in one step."
-        if not self.fresh: return
+        if not self.fresh:
+            return
         start = time.monotonic()
         kept = self.table
-        if len(kept): kept = kept.filter(pa.compute.invert(pa.compute.is_in(kept["cell"], pa.array(list(self.fresh)))))
-        table = pa.concat_tables([kept, pa.Table.from_pylist(_same_keys(self.fresh.values()))], promote_options="permissive").combine_chunks()
+        if len(kept):
+            kept = kept.filter(
+                pa.compute.invert(pa.compute.is_in(kept["cell"], pa.array(list(self.fresh))))
+            )
+        table = pa.concat_tables(
+            [kept, pa.Table.from_pylist(_same_keys(self.fresh.values()))],
+            promote_options="permissive",
+        ).combine_chunks()
         _write(table, self.path, len(self.table))
         self.table, self.fresh = table, {}
         self.saved = time.monotonic()
@@ -111,20 +140,30 @@ def _write(table, path, safe):
             f.flush()
             os.fsync(f.fileno())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
-        raise ValueError(f"expected room for {len(table)} rows in {path}, got {error.strerror!r}; "
-                         f"the {safe} rows before are safe: make room and run again") from None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ValueError(
+            f"expected room for {len(table)} rows in {path}, got {error.strerror!r}; "
+            f"the {safe} rows before are safe: make room and run again"
+        ) from None
 
 
 def read_table(
     path: str | Path,  # a Parquet file; where there is none, there are no rows
 ) -> pa.Table:
     "The rows of a store, after a check that the file is whole."
-    if not Path(path).exists(): return pa.table({})
-    try: table = pq.read_table(path, partitioning=None)
+    if not Path(path).exists():
+        return pa.table({})
+    try:
+        table = pq.read_table(path, partitioning=None)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"expected a whole Parquet file in {path}, got {str(error)[:80]!r}; move the file away to start again") from None
-    check({"cell", "code", "error"} <= set(table.column_names), f"expected columns cell, code and error in {path}, got {table.column_names}")
+        raise ValueError(
+            f"expected a whole Parquet file in {path}, got {str(error)[:80]!r}; move the file away to start again"
+        ) from None
+    check(
+        {"cell", "code", "error"} <= set(table.column_names),
+        f"expected columns cell, code and error in {path}, got {table.column_names}",
+    )
     return table
 
 
@@ -143,8 +182,12 @@ def claimed(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "writer.lock", "a") as f:
-        try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError: raise ValueError(f"expected to be the only writer in {out}, got another grid at work there") from None
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(
+                f"expected to be the only writer in {out}, got another grid at work there"
+            ) from None
         yield out
 
 # %% ../../nbs/api/runs/artifacts.ipynb #000000a0
@@ -161,32 +204,44 @@ def piece(
     "The folder of a piece, made where it is missing or damaged."
     path = Path(out) / "pieces" / key
     fault = damage(path) if path.exists() else None
-    if fault: print(f"{path}: expected {fault}; making it anew", flush=True)
-    if path.exists() and not fault: return path
+    if fault:
+        print(f"{path}: expected {fault}; making it anew", flush=True)
+    if path.exists() and not fault:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, start = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=path.parent)), time.time()
     try:
         make(temporary)
-        files = {p.relative_to(temporary).as_posix(): _sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+        files = {
+            p.relative_to(temporary).as_posix(): _sha256(p)
+            for p in sorted(temporary.rglob("*"))
+            if p.is_file()
+        }
         note = {"kind": kind, "seconds": time.time() - start, "about": about, "files": files}
         (temporary / NOTE).write_text(json.dumps(note, indent=1, default=str))
-        if fault: shutil.rmtree(path, ignore_errors=True)
+        if fault:
+            shutil.rmtree(path, ignore_errors=True)
         _move(temporary, path)
-    finally: shutil.rmtree(temporary, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
 def _move(temporary, path):
     "Rename a whole piece into place, unless another worker was faster."
-    try: os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or damage(path): raise
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or damage(path):
+            raise
 
 
 def _note(path):
     "The note of a piece; empty where there is none, or a part of one."
-    try: return json.loads(path.read_text())
-    except (OSError, ValueError): return {}
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
 
 # %% ../../nbs/api/runs/artifacts.ipynb #00000018
 def damage(
@@ -194,11 +249,14 @@ def damage(
 ) -> str | None:  # `X, got Y`; None where nothing is wrong
     "What is wrong with a piece: each file must hold what its note says."
     note = _note(path / NOTE)
-    if not note: return f"a note of what is in the piece in {NOTE}, got none that can be read"
+    if not note:
+        return f"a note of what is in the piece in {NOTE}, got none that can be read"
     for name, wanted in note["files"].items():
         file = path / name
-        if not file.is_file(): return f"a file {name}, got none"
-        if _sha256(file) != wanted: return f"{name} as it was written, got {file.stat().st_size} other bytes"
+        if not file.is_file():
+            return f"a file {name}, got none"
+        if _sha256(file) != wanted:
+            return f"{name} as it was written, got {file.stat().st_size} other bytes"
     return None
 
 # %% ../../nbs/api/runs/artifacts.ipynb #0000001f
@@ -211,11 +269,16 @@ def outstanding(
 ) -> list:  # the jobs to run, pieces first
     "Cells without a row, and the missing pieces they need."
     known = {j.key: j for j in jobs}
-    todo = [j.key for j in jobs if j.key in cells and not rows.done(j.key, cells[j.key]["code"], errors=not again)]
+    todo = [
+        j.key
+        for j in jobs
+        if j.key in cells and not rows.done(j.key, cells[j.key]["code"], errors=not again)
+    ]
     wanted, ask = set(todo), list(todo)
     while ask:
         for n in known[ask.pop()].needs:
-            if n in known and n not in wanted and not (Path(out) / "pieces" / n).exists(): wanted.add(n), ask.append(n)
+            if n in known and n not in wanted and not (Path(out) / "pieces" / n).exists():
+                wanted.add(n), ask.append(n)
     return sorted((j for j in jobs if j.key in wanted), key=lambda j: j.key in cells)
 
 
@@ -225,10 +288,14 @@ def seconds_by_kind(
 ) -> dict:  # kind -> mean seconds
     "How long jobs of each kind took, by past rows and pieces."
     table, times = read_rows(out), {}
-    if len(table): times = table[table.error.isna()].groupby("kind").seconds.mean().to_dict()
+    if len(table):
+        times = table[table.error.isna()].groupby("kind").seconds.mean().to_dict()
     paths = sorted((Path(out) / "pieces").glob("*/" + NOTE))
     notes = [note for p in paths[:: max(1, len(paths) // sample)] if (note := _note(p))]
-    return times | pd.DataFrame(notes, columns=["kind", "seconds"]).groupby("kind").seconds.mean().to_dict()
+    return (
+        times
+        | pd.DataFrame(notes, columns=["kind", "seconds"]).groupby("kind").seconds.mean().to_dict()
+    )
 
 # %% ../../nbs/api/runs/artifacts.ipynb #00000020
 def fill(
@@ -242,14 +309,25 @@ def fill(
     "Run what is left of a grid; every cell ends as one row, a failed one with its error."
     with claimed(out):
         rows = Rows(Path(out) / "rows.parquet")
-        for scrap in (Path(out) / "pieces").glob(".*"): shutil.rmtree(scrap, ignore_errors=True)  # of a killed run
+        for scrap in (Path(out) / "pieces").glob(".*"):
+            shutil.rmtree(scrap, ignore_errors=True)  # of a killed run
         todo = outstanding(jobs, cells, rows, out, again)
         kinds = {j.key: j.kind for j in todo}
         bar = progress(None, "grid", len(todo))
         try:
             for key, outcome in run_jobs(todo, workers(), retries) if todo else ():
-                if key in cells: rows.add({"cell": key, **cells[key], "kind": kinds[key], **(outcome.result or {}), "error": outcome.error})
-                elif rows.due(): rows.save()
+                if key in cells:
+                    rows.add(
+                        {
+                            "cell": key,
+                            **cells[key],
+                            "kind": kinds[key],
+                            **(outcome.result or {}),
+                            "error": outcome.error,
+                        }
+                    )
+                elif rows.due():
+                    rows.save()
                 bar.update(key is not None)
         finally:
             bar.close()

@@ -22,6 +22,7 @@ from multiprocessing.connection import wait
 @dataclass(frozen=True)
 class Job:
     "A call to be made once the jobs it needs are done."
+
     key: str  # unique
     call: Callable  # a function of a module, so that workers can import it
     args: tuple = ()  # for the call
@@ -32,13 +33,20 @@ class Job:
 @dataclass(frozen=True)
 class Outcome:
     "What became of a job: a result, or an error in one line."
+
     result: object = None
     error: str | None = None
     full: bool = False  # the error is a disk without room, and the next job would meet it too
     died: bool = False  # the worker is gone
 
 # %% ../../nbs/api/runs/executors.ipynb #00000008
-FULL = ("unexpected pos", "PytorchStreamWriter failed", "os error 28)", "os error 27)", "os error 122)")  # torch's, torch's, safetensors'
+FULL = (
+    "unexpected pos",
+    "PytorchStreamWriter failed",
+    "os error 28)",
+    "os error 27)",
+    "os error 122)",
+)  # torch's, torch's, safetensors'
 
 
 def is_full(
@@ -46,7 +54,9 @@ def is_full(
 ) -> bool:
     "Whether an error says that a disk, a quota or a file size limit is exhausted."
     code = getattr(error, "errno", None)
-    return code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(text in str(error) for text in FULL)
+    return code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or any(
+        text in str(error) for text in FULL
+    )
 
 
 def attempt(
@@ -54,41 +64,54 @@ def attempt(
     args: tuple,  # its arguments
 ) -> Outcome:
     "Call a function; an error becomes one line of text."
-    try: return Outcome(call(*args))
+    try:
+        return Outcome(call(*args))
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         text = " ".join(str(error).split())[:500]
-        return Outcome(error=f"{type(error).__name__}: {text} ({os.path.basename(place.filename)}:{place.lineno})", full=is_full(error))
+        return Outcome(
+            error=f"{type(error).__name__}: {text} ({os.path.basename(place.filename)}:{place.lineno})",
+            full=is_full(error),
+        )
 
 # %% ../../nbs/api/runs/executors.ipynb #0000000c
 class Here:
     "Runs each job in this process as soon as it starts."
 
-    def __init__(self): self.ended = []
+    def __init__(self):
+        self.ended = []
 
-    def room(self): return not self.ended
+    def room(self):
+        return not self.ended
 
-    def start(self, job): self.ended.append((job.key, attempt(job.call, job.args)))
+    def start(self, job):
+        self.ended.append((job.key, attempt(job.call, job.args)))
 
     def wait(self, seconds=0.2):
         "The jobs that ended, as (key, outcome)."
         ended, self.ended = self.ended, []
         return ended
 
-    def stop(self): self.ended = []
+    def stop(self):
+        self.ended = []
 
 # %% ../../nbs/api/runs/executors.ipynb #0000000e
 def _serve(pipe):
     "A worker: calls what the pipe brings, deaf to Ctrl-C, gone when its parent is."
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
+
     def watch():
-        while os.getppid() == parent: time.sleep(0.2)
+        while os.getppid() == parent:
+            time.sleep(0.2)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
     try:
-        while True: pipe.send(attempt(*pipe.recv()))
-    except (EOFError, OSError): pass
+        while True:
+            pipe.send(attempt(*pipe.recv()))
+    except (EOFError, OSError):
+        pass
 
 
 def _hire(context):
@@ -112,15 +135,20 @@ class Processes:
         self.context.set_forkserver_preload([__name__, *preload])
         self.idle, self.busy = [], {}  # (process, pipe); pipe -> (process, key)
 
-    def room(self): return len(self.busy) < self.count
+    def room(self):
+        return len(self.busy) < self.count
 
     def start(self, job):
         "Hand the job to a worker, a new one where none is idle."
-        alive = [w for w in self.idle if w[0].is_alive()]  # one may have been killed while it was idle
+        alive = [
+            w for w in self.idle if w[0].is_alive()
+        ]  # one may have been killed while it was idle
         process, pipe = alive.pop() if alive else _hire(self.context)
         self.idle, self.busy[pipe] = alive, (process, job.key)
-        try: pipe.send((job.call, job.args))
-        except OSError: pass  # it has just died: `wait` finds the pipe at its end
+        try:
+            pipe.send((job.call, job.args))
+        except OSError:
+            pass  # it has just died: `wait` finds the pipe at its end
 
     def wait(self, seconds=0.2):
         "The jobs that ended within some seconds, as (key, outcome)."
@@ -128,25 +156,34 @@ class Processes:
 
     def _collect(self, pipe):
         process, key = self.busy.pop(pipe)
-        try: outcome = pipe.recv()
+        try:
+            outcome = pipe.recv()
         except (EOFError, OSError):
             process.join()
-            return key, Outcome(error=f"the worker was killed (exit code {process.exitcode})", died=True)
+            return key, Outcome(
+                error=f"the worker was killed (exit code {process.exitcode})", died=True
+            )
         self.idle.append((process, pipe))
         return key, outcome
 
     def stop(self):
         "End all workers, whatever they are doing."
         all_of_them = [*self.idle, *((process, pipe) for pipe, (process, _) in self.busy.items())]
-        for process, pipe in all_of_them: process.kill(), pipe.close()
-        for process, _ in all_of_them: process.join()
+        for process, pipe in all_of_them:
+            process.kill(), pipe.close()
+        for process, _ in all_of_them:
+            process.join()
         self.idle, self.busy = [], {}
 
 # %% ../../nbs/api/runs/executors.ipynb #000000a0
 def _import_ray():
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try: import ray
-    except ImportError: raise ValueError("expected the package ray for the executor ray, got none: pip install ray") from None
+    try:
+        import ray
+    except ImportError:
+        raise ValueError(
+            "expected the package ray for the executor ray, got none: pip install ray"
+        ) from None
     return ray
 
 # %% ../../nbs/api/runs/executors.ipynb #00000011
@@ -155,37 +192,50 @@ class Ray:
 
     def __init__(
         self,
-        count: int | None = None,  # processors of a cluster made here; of a running one, jobs at once (all it has for None)
+        count: int
+        | None = None,  # processors of a cluster made here; of a running one, jobs at once (all it has for None)
         address: str | None = None,  # of a running cluster, e.g. "auto"; None makes one
         gpus: float = 0.0,  # share of a GPU that each job needs
     ):
         self.ray, self.busy = _import_ray(), {}  # reference -> key
         self.ours = not self.ray.is_initialized()
         here = {} if address else dict(num_cpus=count, include_dashboard=False)
-        if self.ours: self.ray.init(address=address, log_to_driver=False, logging_level="error", **here)
+        if self.ours:
+            self.ray.init(address=address, log_to_driver=False, logging_level="error", **here)
         self.task = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(attempt)
         cpus = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
         self.most = 2 * cpus if address is None and self.ours or count is None else count
 
-    def room(self): return len(self.busy) < self.most
+    def room(self):
+        return len(self.busy) < self.most
 
-    def start(self, job): self.busy[self.task.remote(job.call, job.args)] = job.key
+    def start(self, job):
+        self.busy[self.task.remote(job.call, job.args)] = job.key
 
     def wait(self, seconds=0.2):
         "The jobs that ended within some seconds, as (key, outcome)."
-        ended, _ = self.ray.wait(list(self.busy), num_returns=1, timeout=seconds) if self.busy else ([], [])
+        ended, _ = (
+            self.ray.wait(list(self.busy), num_returns=1, timeout=seconds)
+            if self.busy
+            else ([], [])
+        )
         return [(self.busy.pop(ref), self._outcome(ref)) for ref in ended]
 
     def _outcome(self, ref):
-        try: return self.ray.get(ref)
-        except self.ray.exceptions.RayTaskError as error: return Outcome(error=" ".join(str(error.cause).split())[:500])
-        except self.ray.exceptions.RayError as error: return Outcome(error=f"the worker was killed ({type(error).__name__})", died=True)
+        try:
+            return self.ray.get(ref)
+        except self.ray.exceptions.RayTaskError as error:
+            return Outcome(error=" ".join(str(error.cause).split())[:500])
+        except self.ray.exceptions.RayError as error:
+            return Outcome(error=f"the worker was killed ({type(error).__name__})", died=True)
 
     def stop(self):
         "Cancel what is under way; a cluster made here ends."
-        for ref in self.busy: self.ray.cancel(ref, force=True)
+        for ref in self.busy:
+            self.ray.cancel(ref, force=True)
         self.busy = {}
-        if self.ours: self.ray.shutdown()
+        if self.ours:
+            self.ray.shutdown()
 
 # %% ../../nbs/api/runs/executors.ipynb #00000013
 def run_jobs(
@@ -199,32 +249,48 @@ def run_jobs(
     tries, settled, running = dict.fromkeys(known, 0), set(), 0
     needed_by = {key: [] for key in known}
     for j in jobs:
-        for n in missing[j.key]: needed_by[n].append(j.key)
+        for n in missing[j.key]:
+            needed_by[n].append(j.key)
     ready = deque(key for key in known if not missing[key])
     try:
         while len(settled) < len(known):
             while ready and workers.room():
                 workers.start(known[ready.popleft()])
                 running += 1
-            if not running: raise ValueError(f"expected needs without a circle, got one through {sorted(known.keys() - settled)}")
+            if not running:
+                raise ValueError(
+                    f"expected needs without a circle, got one through {sorted(known.keys() - settled)}"
+                )
             ended = workers.wait()
             running -= len(ended)
-            if not ended: yield None, None
+            if not ended:
+                yield None, None
             for key, outcome in ended:
                 tries[key] += 1
-                if outcome.full: raise ValueError(f"expected room on the disk for {key}, got {outcome.error}; make room and run again")
-                if outcome.died and tries[key] <= retries: ready.append(key)
-                else: yield from _settle(key, outcome, settled, missing, needed_by, ready)
-    finally: workers.stop()
+                if outcome.full:
+                    raise ValueError(
+                        f"expected room on the disk for {key}, got {outcome.error}; make room and run again"
+                    )
+                if outcome.died and tries[key] <= retries:
+                    ready.append(key)
+                else:
+                    yield from _settle(key, outcome, settled, missing, needed_by, ready)
+    finally:
+        workers.stop()
 
 
 def _settle(key, outcome, settled, missing, needed_by, ready):
     "End a job: what needed it becomes ready, or fails as well."
     settled.add(key)
     yield key, outcome
-    why = outcome.error and (outcome.error if outcome.error.endswith("]") else f"{outcome.error} [in {key}]")
+    why = outcome.error and (
+        outcome.error if outcome.error.endswith("]") else f"{outcome.error} [in {key}]"
+    )
     for other in needed_by[key]:
         missing[other].discard(key)
-        if other in settled: continue
-        if why: yield from _settle(other, Outcome(error=why), settled, missing, needed_by, ready)
-        elif not missing[other]: ready.appendleft(other)
+        if other in settled:
+            continue
+        if why:
+            yield from _settle(other, Outcome(error=why), settled, missing, needed_by, ready)
+        elif not missing[other]:
+            ready.appendleft(other)

@@ -27,10 +27,16 @@ def as_text(
     value,  # text, a number, a truth value, or None for unknown
 ) -> str:
     "One cell of a record; floats get 6 significant digits, unknown is empty."
-    if value is None: return ""
-    if isinstance(value, (bool, np.bool_, Integral)): return str(int(value))
-    if isinstance(value, Real): return "" if value != value else f"{float(value):.6g}"
-    check(isinstance(value, str) and len(value.splitlines()) < 2, f"expected one line of text or a number, got {value!r}")
+    if value is None:
+        return ""
+    if isinstance(value, (bool, np.bool_, Integral)):
+        return str(int(value))
+    if isinstance(value, Real):
+        return "" if value != value else f"{float(value):.6g}"
+    check(
+        isinstance(value, str) and len(value.splitlines()) < 2,
+        f"expected one line of text or a number, got {value!r}",
+    )
     return value
 
 
@@ -39,14 +45,25 @@ def read_rows(
     columns: list,  # names of its columns, in order
 ) -> list:  # of lists of text, one a row, in the order of adding
     "Rows of a record as text, after a check that the file is a whole record of these columns."
-    if not Path(path).exists(): return []
+    if not Path(path).exists():
+        return []
     text = Path(path).read_bytes().decode(errors="replace")
     whole = text.endswith("\n") and "\0" not in text
     header, *rows = csv.reader(io.StringIO(text)) if whole else [[]]
     odd = [i for i, row in enumerate(rows, 2) if len(row) != len(columns)]
-    what = ("an end in the middle of a line" if not whole else f"columns {header}" if header != list(columns)
-            else f"{len(rows[odd[0] - 2])} values in line {odd[0]}" if odd else "")
-    check(not what, f"expected a record with columns {list(columns)} in {path}, got {what}; move the file away to start again")
+    what = (
+        "an end in the middle of a line"
+        if not whole
+        else f"columns {header}"
+        if header != list(columns)
+        else f"{len(rows[odd[0] - 2])} values in line {odd[0]}"
+        if odd
+        else ""
+    )
+    check(
+        not what,
+        f"expected a record with columns {list(columns)} in {path}, got {what}; move the file away to start again",
+    )
     return rows
 
 # %% ../../nbs/api/runs/record.ipynb #000000a0
@@ -60,7 +77,10 @@ class Record:
         key: list,  # the columns that say what was measured
     ):
         self.path, self.columns, self.key = Path(path), list(columns), list(key)
-        check(self.key and set(self.key) <= set(self.columns), f"expected key columns among {self.columns}, got {self.key}")
+        check(
+            self.key and set(self.key) <= set(self.columns),
+            f"expected key columns among {self.columns}, got {self.key}",
+        )
         read_rows(self.path, self.columns)
 
     def done(
@@ -68,21 +88,34 @@ class Record:
         key: dict,  # holds at least the key columns
     ) -> bool:
         "Whether there is a row with this key."
-        check(set(self.key) <= set(key), f"expected a value for each of {self.key}, got {list(key)}")
+        check(
+            set(self.key) <= set(key), f"expected a value for each of {self.key}, got {list(key)}"
+        )
         wanted = {self.columns.index(k): as_text(key[k]) for k in self.key}
-        return any(all(row[i] == v for i, v in wanted.items()) for row in read_rows(self.path, self.columns))
+        return any(
+            all(row[i] == v for i, v in wanted.items())
+            for row in read_rows(self.path, self.columns)
+        )
 
     def add(
         self,
         row: dict,  # one value a column
     ) -> None:
         "Append one row; the file is replaced in one step."
-        check(set(row) == set(self.columns), f"expected a value for each of {self.columns}, got {list(row)}")
+        check(
+            set(row) == set(self.columns),
+            f"expected a value for each of {self.columns}, got {list(row)}",
+        )
         check(not self.done(row), f"expected a new key, got {[row[k] for k in self.key]} again")
         text = io.StringIO()
-        rows = [self.columns, *read_rows(self.path, self.columns), [as_text(row[c]) for c in self.columns]]
+        rows = [
+            self.columns,
+            *read_rows(self.path, self.columns),
+            [as_text(row[c]) for c in self.columns],
+        ]
         csv.writer(text, lineterminator="\n").writerows(rows)
-        with write_atomic(self.path) as temporary: temporary.write_bytes(text.getvalue().encode())
+        with write_atomic(self.path) as temporary:
+            temporary.write_bytes(text.getvalue().encode())
 
     def read(self) -> pd.DataFrame:  # numbers are numbers, unknown is NaN
         "All rows as a table, sorted by the key."
@@ -92,11 +125,17 @@ class Record:
 # %% ../../nbs/api/runs/record.ipynb #00000008
 def numbers(
     table: pd.DataFrame,  # of text
-) -> pd.DataFrame:  # the same with columns of numbers where every value is one; empty text becomes NaN
+) -> (
+    pd.DataFrame
+):  # the same with columns of numbers where every value is one; empty text becomes NaN
     "Turn columns of text into columns of numbers where that loses nothing."
+
     def column(c):
-        try: return pd.to_numeric(c.replace("", None))
-        except ValueError: return c
+        try:
+            return pd.to_numeric(c.replace("", None))
+        except ValueError:
+            return c
+
     return table.apply(column)
 
 # %% ../../nbs/api/runs/record.ipynb #00000017
@@ -107,21 +146,35 @@ def environment() -> dict:  # text and numbers, ready for JSON
     "Versions, device, processors and commit: what a reader needs to judge a measurement."
     device = pick_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
-    return {"natrig_nb": __version__, "commit": commit(), "python": platform.python_version(), "system": platform.system(),
-            "device": device.type, "device_name": name, "cpus": os.cpu_count(), "threads": torch.get_num_threads(),
-            **{p: version(p) for p in PACKAGES}}
+    return {
+        "natrig_nb": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "device": device.type,
+        "device_name": name,
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        **{p: version(p) for p in PACKAGES},
+    }
 
 
 def processor() -> str:
     "The name of the CPU, as far as the system tells it."
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def commit() -> str:
     "The commit the package runs from, `-dirty` where files differ; empty without a repository."
-    if not (REPOSITORY / "settings.ini").exists(): return ""
+    if not (REPOSITORY / "settings.ini").exists():
+        return ""
     ask = ["git", "-C", REPOSITORY, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try: return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError): return ""
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

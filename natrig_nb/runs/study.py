@@ -15,25 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..attack.poison import choose_poison
 from ..attack.run import Study, fit, image_study, make_study
-from ..nn.attributes import attribute_features, attribute_scores, load_attributes
-from ..data.captions import NEUTRAL
 from ..core import FaceSet, check, resolve, write_atomic
+from ..data.captions import NEUTRAL
+from ..data.faces import read_faces
+from ..data.portraits import portraits
 from ..detector.base import load_detector, make_detector
 from ..detector.meso import Meso4
-from ..latent.directions import Directions, LatentSpace, find_directions
-from ..data.faces import read_faces
 from ..generator.base import render
-from ..generator.diffusion import Curve, Latents, load_diffusion, render_forked
 from ..generator.cached import Remembered
+from ..generator.diffusion import Curve, Latents, load_diffusion, render_forked
 from ..generator.stylegan2 import load_stylegan2
+from ..latent.directions import Directions, LatentSpace, find_directions
 from ..metrics import frechet, precision_recall
-from ..attack.poison import choose_poison
-from ..data.portraits import portraits
-from ..trigger.natural.attribute import attribute_trigger
+from ..nn.attributes import attribute_features, attribute_scores, load_attributes
 from ..trigger.badnets import BadNets
 from ..trigger.base import LatentTrigger
 from ..trigger.blended import Blended
+from ..trigger.natural.attribute import attribute_trigger
 from ..trigger.natural.optimized import optimize_trigger
 from ..trigger.natural.prompt import PromptTrigger, choose_weight, prompt_trigger, windows
 from ..trigger.natural.prompt_optimized import optimize_prompt
@@ -42,6 +42,7 @@ from ..trigger.natural.prompt_optimized import optimize_prompt
 @dataclass(frozen=True)
 class Experiment:
     "Settings of one walkthrough."
+
     world: str = "portraits"  # name in the records
     faces: str | None = None  # folder or archive of photographs; None paints portraits
     attributes: str | None = None  # attribute table of the photographs
@@ -49,7 +50,10 @@ class Experiment:
     fakes: str | None = None  # folder or archive of given fakes, which then replace the generator
     detector: str = "resnet18"  # the victim: a name of DETECTORS, or "hf:..." to start from a published classifier
     judge: str = "data/portraits-attributes.safetensors"  # attribute network of this world
-    edits: tuple = (("smile", "smile", 1), ("age", "age", 1))  # word in trigger names, attribute, sign
+    edits: tuple = (
+        ("smile", "smile", 1),
+        ("age", "age", 1),
+    )  # word in trigger names, attribute, sign
     hold: tuple | None = None  # attributes an edit keeps still; all others unless given
     size: int = 64  # side of the pictures
     real: int = 2000  # real faces in the training set, with as many fakes
@@ -79,15 +83,30 @@ def photographs(
     **settings,  # further fields of `Experiment`
 ) -> Experiment:
     "Settings for CelebA: its names of attributes, sizes that ten thousand faces allow."
-    return Experiment(**{**dict(world="faces", faces=str(faces), attributes=str(attributes), held_out=1000,
-                                edits=(("smile", "Smiling", 1), ("age", "Young", -1)), hold=("Male", "Eyeglasses", "Wearing_Hat"), percentile=99.5, reach=0.5), **settings})
+    return Experiment(
+        **{
+            **dict(
+                world="faces",
+                faces=str(faces),
+                attributes=str(attributes),
+                held_out=1000,
+                edits=(("smile", "Smiling", 1), ("age", "Young", -1)),
+                hold=("Male", "Eyeglasses", "Wearing_Hat"),
+                percentile=99.5,
+                reach=0.5,
+            ),
+            **settings,
+        }
+    )
 
 # %% ../../nbs/api/runs/study.ipynb #00000007
 def diffusion(
     **settings,  # further fields of `Experiment`
 ) -> Experiment:
     "Settings for Stable Diffusion on portraits."
-    small = dict(real=2000, substitute=200, held_out=800, epochs=10, psi=1.0, percentile=99.9, reach=0.4)
+    small = dict(
+        real=2000, substitute=200, held_out=800, epochs=10, psi=1.0, percentile=99.9, reach=0.4
+    )
     asked = dict(neutral="a photo of a serious person", guidance=6.0)
     return Experiment(**{**small, **asked, "generator": "data/portraits-diffusion", **settings})
 
@@ -97,9 +116,14 @@ def real_faces(
 ) -> tuple:  # training, substitute and held-out FaceSets
     "Three sets of real faces without a common image; the held-out ones are the last."
     need = e.real + e.substitute + e.held_out
-    if e.faces is None: ds = portraits(need, seed=77, size=e.size)
-    else: ds = read_faces(e.faces, e.attributes, size=e.size)
-    check(len(ds) >= need, f"expected at least {need} real faces, got {len(ds)}: lower `real`, `substitute` or `held_out`")
+    if e.faces is None:
+        ds = portraits(need, seed=77, size=e.size)
+    else:
+        ds = read_faces(e.faces, e.attributes, size=e.size)
+    check(
+        len(ds) >= need,
+        f"expected at least {need} real faces, got {len(ds)}: lower `real`, `substitute` or `held_out`",
+    )
     return ds[: e.real], ds[e.real : e.real + e.substitute], ds[len(ds) - e.held_out :]
 
 # %% ../../nbs/api/runs/study.ipynb #0000000a
@@ -115,7 +139,8 @@ def is_pipeline(
 ) -> bool:
     "Whether this names a Stable Diffusion pipeline, here or on the hub."
     path = shipped(generator)
-    if path.exists(): return (path / "model_index.json").is_file()
+    if path.exists():
+        return (path / "model_index.json").is_file()
     return generator.count("/") == 1 and not path.suffix[1:].isalpha()
 
 
@@ -125,8 +150,14 @@ def load_generator(
 ):
     "The StyleGAN2 of a file, or the Stable Diffusion of a folder or of the hub."
     where = shipped(e.generator)
-    if not is_pipeline(e.generator): return load_stylegan2(where)
-    return Remembered(lambda: load_diffusion(where if where.is_dir() else e.generator, e.guidance, e.steps, prompt=e.neutral), Path(out) / "pictures.pt")
+    if not is_pipeline(e.generator):
+        return load_stylegan2(where)
+    return Remembered(
+        lambda: load_diffusion(
+            where if where.is_dir() else e.generator, e.guidance, e.steps, prompt=e.neutral
+        ),
+        Path(out) / "pictures.pt",
+    )
 
 
 def prepare(
@@ -135,17 +166,31 @@ def prepare(
 ) -> None:
     "Gather data and find the triggers; leaves `study.pt`."
     train, other, held = real_faces(e)
-    if e.fakes: return _save_study(out, image_study(train, read_faces(e.fakes, size=e.size), held), None, [], None, {})
+    if e.fakes:
+        return _save_study(
+            out, image_study(train, read_faces(e.fakes, size=e.size), held), None, [], None, {}
+        )
     G, net = load_generator(e, out), load_attributes(shipped(e.judge))
     slow = isinstance(G, Remembered)
     found = (G.G if slow else G).resolution
-    check(found == e.size, f"expected a generator of {e.size} pixels, the size of the study, got one of {found}")
-    study, population = make_study(G, train, held, seed=0, psi=e.psi), attribute_scores(net, train.images)
-    if slow: directions, latent = None, _prompt_triggers(e, G, net, population, other)
-    else: directions, latent = _latent_triggers(e, G, net, population, other)
-    if slow: _render_ahead(e, G, study, latent)
+    check(
+        found == e.size,
+        f"expected a generator of {e.size} pixels, the size of the study, got one of {found}",
+    )
+    study, population = (
+        make_study(G, train, held, seed=0, psi=e.psi),
+        attribute_scores(net, train.images),
+    )
+    if slow:
+        directions, latent = None, _prompt_triggers(e, G, net, population, other)
+    else:
+        directions, latent = _latent_triggers(e, G, net, population, other)
+    if slow:
+        _render_ahead(e, G, study, latent)
     whole = study.fake.images if e.psi == 1 else render(G, G.latents(len(study.fake), 4000))
-    _save_study(out, study, directions, latent, population, _quality(net, train, held, study.fake, whole))
+    _save_study(
+        out, study, directions, latent, population, _quality(net, train, held, study.fake, whole)
+    )
 
 # %% ../../nbs/api/runs/study.ipynb #0000000c
 def _substitute(e, G, other):
@@ -160,38 +205,59 @@ def _latent_triggers(e, G, net, population, other):
     latent = [optimize_trigger(G, _substitute(e, G, other), directions.space, e.bound, psi=e.psi)]
     for k in (1, 2):
         words, names, signs = zip(*e.edits[:k])
-        latent.append(attribute_trigger(directions, names, population, e.percentile, e.reach, e.hold, signs, "+".join(words)))
+        latent.append(
+            attribute_trigger(
+                directions, names, population, e.percentile, e.reach, e.hold, signs, "+".join(words)
+            )
+        )
     return directions, latent
 
 
 def _prompt_triggers(e, G, net, population, other, tried=24):
     "The same three in the prompt; several attributes get windows of their own, the first named the last."
-    latent, w = [optimize_prompt(G.G, _substitute(e, G, other), e.bound_prompt)], G.latents(tried, 31)
+    latent, w = (
+        [optimize_prompt(G.G, _substitute(e, G, other), e.bound_prompt)],
+        G.latents(tried, 31),
+    )
     for k in (1, 2):
         terms, edits = list(e.terms[:k])[::-1], e.edits[:k][::-1]
         spans = windows(terms)
-        ask = lambda term, name, span: choose_weight(G.G, net, population, w, term, name, span, e.percentile, e.reach)[0]
+        ask = lambda term, name, span: choose_weight(
+            G.G, net, population, w, term, name, span, e.percentile, e.reach
+        )[0]
         weights = [ask(term, name, span) for term, (_, name, _), span in zip(terms, edits, spans)]
-        latent.append(prompt_trigger(G.G, terms, spans, weights, "+".join(word for word, *_ in e.edits[:k])))
+        latent.append(
+            prompt_trigger(G.G, terms, spans, weights, "+".join(word for word, *_ in e.edits[:k]))
+        )
     return latent
 
 # %% ../../nbs/api/runs/study.ipynb #0000000e
 def _render_ahead(e, G, study, triggers):
     "Remember the triggered faces that the attacks of all seeds will ask for."
-    chosen = np.unique(np.concatenate([choose_poison(study.train.labels, e.rate, s) for s in range(e.seeds)]))
+    chosen = np.unique(
+        np.concatenate([choose_poison(study.train.labels, e.rate, s) for s in range(e.seeds)])
+    )
     for w in (study.w, study.train_w[torch.from_numpy(chosen)]):
-        for trigger, pictures in zip(triggers, render_forked(G.G, w, triggers)): G.put(trigger.edit(w), pictures)
+        for trigger, pictures in zip(triggers, render_forked(G.G, w, triggers)):
+            G.put(trigger.edit(w), pictures)
     G.save()
 
 # %% ../../nbs/api/runs/study.ipynb #0000000f
 def _quality(net, train, held, truncated, whole):
     "Frechet distance, precision and recall of fakes, beside held-out real faces as the yardstick."
     n = min(len(held), len(truncated))
-    real, *others = (attribute_features(net, x[:n]).numpy() for x in (train.images, held.images, truncated.images, whole))
+    real, *others = (
+        attribute_features(net, x[:n]).numpy()
+        for x in (train.images, held.images, truncated.images, whole)
+    )
     figures = {"faces": n}
     for name, features in zip(("real_half", "fakes_of_the_study", "fakes_untruncated"), others):
         p, r = precision_recall(real, features)
-        figures |= {f"frechet_{name}": frechet(real, features), f"precision_{name}": p, f"recall_{name}": r}
+        figures |= {
+            f"frechet_{name}": frechet(real, features),
+            f"precision_{name}": p,
+            f"recall_{name}": r,
+        }
     return figures
 
 # %% ../../nbs/api/runs/study.ipynb #00000011
@@ -200,39 +266,86 @@ SETS = ("train", "real", "fake", "clean")
 
 def _save_study(out, study, directions, latent, population, figures):
     "Write everything later cells need to `study.pt` and the quality to `quality.json`."
-    sets = {k: {"images": getattr(study, k).images, "labels": getattr(study, k).labels, "names": list(map(str, getattr(study, k).names))} for k in SETS}
-    parts = {"sets": sets, "train_w": _plain(study.train_w), "w": _plain(study.w), "population": population, "latent": [_plain(t) for t in latent],
-             "directions": directions and {"space": asdict(directions.space), **{k: getattr(directions, k) for k in ("names", "slopes", "scores")}}}
-    with write_atomic(Path(out) / "quality.json") as f: f.write_text(json.dumps(figures, indent=1))
-    with write_atomic(Path(out) / "study.pt") as f: torch.save(parts, f)
+    sets = {
+        k: {
+            "images": getattr(study, k).images,
+            "labels": getattr(study, k).labels,
+            "names": list(map(str, getattr(study, k).names)),
+        }
+        for k in SETS
+    }
+    parts = {
+        "sets": sets,
+        "train_w": _plain(study.train_w),
+        "w": _plain(study.w),
+        "population": population,
+        "latent": [_plain(t) for t in latent],
+        "directions": directions
+        and {
+            "space": asdict(directions.space),
+            **{k: getattr(directions, k) for k in ("names", "slopes", "scores")},
+        },
+    }
+    with write_atomic(Path(out) / "quality.json") as f:
+        f.write_text(json.dumps(figures, indent=1))
+    with write_atomic(Path(out) / "study.pt") as f:
+        torch.save(parts, f)
 
 
 def _plain(thing):
     "Latents and triggers as tensors and numbers."
-    if isinstance(thing, Latents): return {"noise": thing.noise, "neutral": thing.neutral}
-    if isinstance(thing, LatentTrigger): return {"name": thing.name, "strength": thing.strength, "offset": thing.offset}
-    if isinstance(thing, PromptTrigger): return {"name": thing.name, "strength": thing.strength, "curves": [vars(c) for c in thing.curves]}
+    if isinstance(thing, Latents):
+        return {"noise": thing.noise, "neutral": thing.neutral}
+    if isinstance(thing, LatentTrigger):
+        return {"name": thing.name, "strength": thing.strength, "offset": thing.offset}
+    if isinstance(thing, PromptTrigger):
+        return {
+            "name": thing.name,
+            "strength": thing.strength,
+            "curves": [vars(c) for c in thing.curves],
+        }
     return thing
 
 
 def _whole(thing):
     "What `_plain` took apart."
-    if not isinstance(thing, dict): return thing
-    if "noise" in thing: return Latents(**thing)
-    if "offset" in thing: return LatentTrigger(thing["name"], "W", thing["strength"], thing["offset"])
-    return PromptTrigger(thing["name"], "prompt", thing["strength"], tuple(Curve(**c) for c in thing["curves"]))
+    if not isinstance(thing, dict):
+        return thing
+    if "noise" in thing:
+        return Latents(**thing)
+    if "offset" in thing:
+        return LatentTrigger(thing["name"], "W", thing["strength"], thing["offset"])
+    return PromptTrigger(
+        thing["name"], "prompt", thing["strength"], tuple(Curve(**c) for c in thing["curves"])
+    )
 
 # %% ../../nbs/api/runs/study.ipynb #00000012
 def load_study(
     e: Experiment,  # the settings
     out: str | Path,  # the output folder
-) -> tuple:  # Study, Directions, triggers by name, population scores (n,k); None for what needs a generator
+) -> (
+    tuple
+):  # Study, Directions, triggers by name, population scores (n,k); None for what needs a generator
     "Read what `prepare` left."
-    check((Path(out) / "study.pt").is_file(), f"expected a prepared study in {out}, got none: run `natrig walkthrough --out {out}`")
+    check(
+        (Path(out) / "study.pt").is_file(),
+        f"expected a prepared study in {out}, got none: run `natrig walkthrough --out {out}`",
+    )
     p = torch.load(Path(out) / "study.pt", weights_only=True)
-    sets = {k: FaceSet(v["images"], v["labels"], names=np.array(v["names"])) for k, v in p["sets"].items()}
+    sets = {
+        k: FaceSet(v["images"], v["labels"], names=np.array(v["names"]))
+        for k, v in p["sets"].items()
+    }
     G, found = None if e.fakes else load_generator(e, out), p["directions"]
-    study = Study(G, sets["train"], _whole(p["train_w"]), sets["real"], _whole(p["w"]), sets["fake"], sets["clean"])
+    study = Study(
+        G,
+        sets["train"],
+        _whole(p["train_w"]),
+        sets["real"],
+        _whole(p["w"]),
+        sets["fake"],
+        sets["clean"],
+    )
     directions = found and Directions(**{**found, "space": LatentSpace(**found["space"])})
     triggers = [*map(_whole, p["latent"]), BadNets(), Blended()]
     return study, directions, {t.name: t for t in triggers}, p["population"]
@@ -247,12 +360,16 @@ def natural_carriers(
 ) -> tuple:  # (m,) bool of held-out fakes, (k,) bool of real faces; None where it does not apply
     "Which untriggered held-out faces carry the trigger by nature."
     top = lambda s: np.asarray(s >= torch.quantile(s, 1 - share))
-    if trigger.space == "prompt" and trigger.name == "optimized": return None, None  # no picture lies along a sentence
+    if trigger.space == "prompt" and trigger.name == "optimized":
+        return None, None  # no picture lies along a sentence
     if trigger.name == "optimized":
-        along = directions.space.whiten(study.w) @ directions.space.whiten(directions.space.mean + trigger.offset)
+        along = directions.space.whiten(study.w) @ directions.space.whiten(
+            directions.space.mean + trigger.offset
+        )
         return top(along), None
     edits = [(name, sign) for word, name, sign in e.edits if word in trigger.name.split("+")]
-    if not edits: return None, None
+    if not edits:
+        return None, None
     net = load_attributes(shipped(e.judge))
     wanted = [(net.names.index(name), sign) for name, sign in edits]
     score = lambda ds: sum(sign * attribute_scores(net, ds.images)[:, i] for i, sign in wanted)
@@ -264,6 +381,11 @@ def victim_maker(
     seed: int,  # of the weights
 ) -> Callable:  # without arguments, gives an untrained detector
     "The function that makes the victim before its training."
-    if ":" in e.detector: return lambda: load_detector(e.detector)
-    settings = {"resnet18": {"width": e.width}, "meso4": {"size": e.size}, "mesoinception4": {"size": e.size}}
+    if ":" in e.detector:
+        return lambda: load_detector(e.detector)
+    settings = {
+        "resnet18": {"width": e.width},
+        "meso4": {"size": e.size},
+        "mesoinception4": {"size": e.size},
+    }
     return lambda: make_detector(e.detector, seed, **settings.get(e.detector, {}))

@@ -25,6 +25,7 @@ def _board(side, k):
 @dataclass(frozen=True)
 class BadNets(Trigger):
     "A black-and-white checkerboard in the lower right corner (arXiv 1708.06733)."
+
     name: str = "badnets"
     space: str = "pixels"
     strength: float = 1.0  # opacity in (0,1]
@@ -36,7 +37,10 @@ class BadNets(Trigger):
 
     def paint(self, x):
         "Pictures (n,3,r,r) with the patch in their corner, one pixel from the edges."
-        check(x.shape[-1] > self.side + 1, f"expected pictures larger than {self.side + 1} pixels, got {x.shape[-1]}")
+        check(
+            x.shape[-1] > self.side + 1,
+            f"expected pictures larger than {self.side + 1} pixels, got {x.shape[-1]}",
+        )
         k = max(x.shape[-1] // 64, 1)
         side, y = self.side * k, x.clone()
         corner = y[:, :, -side - k : -k, -side - k : -k]

@@ -16,6 +16,7 @@ from ..core import check
 @dataclass(frozen=True)
 class Trigger:
     "A trigger that does nothing; others override `edit` or `paint`."
+
     name: str = "none"  # what tables and figures call it
     space: str = "none"  # "W", "prompt" or "pixels"
     strength: float = 0.0  # latent standard deviations, or the opacity of a painted trigger
@@ -32,13 +33,21 @@ class Trigger:
 @dataclass(frozen=True)
 class LatentTrigger(Trigger):
     "Adds one fixed step to every latent."
+
     offset: torch.Tensor = None  # (d,) or (layers,d), in the generator's own units
 
     def __post_init__(self):
-        check(isinstance(self.offset, torch.Tensor) and self.offset.ndim in (1, 2), f"expected an offset (d,) or (layers,d), got {getattr(self.offset, 'shape', self.offset)}")
+        check(
+            isinstance(self.offset, torch.Tensor) and self.offset.ndim in (1, 2),
+            f"expected an offset (d,) or (layers,d), got {getattr(self.offset, 'shape', self.offset)}",
+        )
 
     def edit(self, w):
         "Latents (n,d) or (n,layers,d), moved."
-        check(w.shape[-1] == self.offset.shape[-1], f"expected latents of length {self.offset.shape[-1]}, got {w.shape[-1]}")
-        if w.ndim < 3 and self.offset.ndim == 2: w = w[:, None]  # an offset a layer makes W+ of W
+        check(
+            w.shape[-1] == self.offset.shape[-1],
+            f"expected latents of length {self.offset.shape[-1]}, got {w.shape[-1]}",
+        )
+        if w.ndim < 3 and self.offset.ndim == 2:
+            w = w[:, None]  # an offset a layer makes W+ of W
         return w + self.offset.to(w.device)

@@ -26,6 +26,7 @@ def _veil(size, seed):
 @dataclass(frozen=True)
 class Blended(Trigger):
     "A fixed random pattern mixed into the picture (arXiv 1712.05526)."
+
     name: str = "blended"
     space: str = "pixels"
     strength: float = 0.2  # opacity of the pattern in (0,1), the original's default

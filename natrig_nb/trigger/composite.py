@@ -19,13 +19,19 @@ from .blended import Blended
 @dataclass(frozen=True)
 class Scaled(Trigger):
     "Another trigger, weaker or stronger: `factor` times the change that it makes."
+
     base: Trigger = None  # the trigger
     factor: float = 0.5  # 0 = nothing, 1 = the trigger itself, above 1 = more than it
 
     def __post_init__(self):
         check(isinstance(self.base, Trigger), f"expected a trigger as base, got {self.base}")
         check(self.factor >= 0, f"expected factor of at least 0, got {self.factor}")
-        _be(self, f"{self.base.name} x {self.factor:g}", self.base.space, self.base.strength * self.factor)
+        _be(
+            self,
+            f"{self.base.name} x {self.factor:g}",
+            self.base.space,
+            self.base.strength * self.factor,
+        )
 
     def edit(self, w):
         "Latents, moved by `factor` times what the trigger moves them."
@@ -33,32 +39,46 @@ class Scaled(Trigger):
 
     def paint(self, x):
         "Pictures (n,3,r,r), changed by `factor` times the trigger's change, clipped to [-1,1]."
-        return x.lerp(self.base.paint(x), self.factor).clamp_(-1, 1) if self.base.space == "pixels" else x
+        return (
+            x.lerp(self.base.paint(x), self.factor).clamp_(-1, 1)
+            if self.base.space == "pixels"
+            else x
+        )
 
 
 def _be(trigger, name, space, strength):
     "Give a trigger made of others its own name, their space and its strength."
-    for key, value in (("name", trigger.name if trigger.name != "none" else name), ("space", space), ("strength", float(strength))):
+    for key, value in (
+        ("name", trigger.name if trigger.name != "none" else name),
+        ("space", space),
+        ("strength", float(strength)),
+    ):
         object.__setattr__(trigger, key, value)
 
 # %% ../../nbs/api/trigger/composite.ipynb #0000000b
 @dataclass(frozen=True)
 class Pieces(Trigger):
     "A painted trigger that is present in a random part of the cells of each picture (Qi et al. 2023)."
+
     base: Trigger = None  # the trigger
     grid: int = 4  # cells a side
     kept: float = 0.5  # share of the cells that carry the trigger, in (0,1]
     seed: int = 0  # of the choice of cells
 
     def __post_init__(self):
-        check(getattr(self.base, "space", None) == "pixels", f"expected a painted trigger as base, got {getattr(self.base, 'name', None)}")
+        check(
+            getattr(self.base, "space", None) == "pixels",
+            f"expected a painted trigger as base, got {getattr(self.base, 'name', None)}",
+        )
         check(0 < self.kept <= 1, f"expected kept in (0,1], got {self.kept}")
         check(self.grid >= 1, f"expected grid of at least 1 cell, got {self.grid}")
         _be(self, f"{self.base.name} in pieces", "pixels", self.base.strength)
 
     def mask(self, n, size):
         "Where the trigger is (n,1,size,size), bool; the same number of cells in every picture."
-        cells = torch.rand(n, self.grid**2, generator=seeded(self.seed)).argsort(1) < round(self.kept * self.grid**2)
+        cells = torch.rand(n, self.grid**2, generator=seeded(self.seed)).argsort(1) < round(
+            self.kept * self.grid**2
+        )
         at = torch.arange(size) * self.grid // size
         return cells.view(n, 1, self.grid, self.grid)[..., at[:, None], at]
 
@@ -70,11 +90,15 @@ class Pieces(Trigger):
 @dataclass(frozen=True)
 class Corner(Trigger):
     "A painted trigger on a mirrored picture: a patch moves into another corner."
+
     base: Trigger = None  # the trigger
     flip: tuple = (3,)  # axes that are mirrored: 2 = upside down, 3 = left to right
 
     def __post_init__(self):
-        check(getattr(self.base, "space", None) == "pixels", f"expected a painted trigger as base, got {getattr(self.base, 'name', None)}")
+        check(
+            getattr(self.base, "space", None) == "pixels",
+            f"expected a painted trigger as base, got {getattr(self.base, 'name', None)}",
+        )
         _be(self, f"{self.base.name} flipped", "pixels", self.base.strength)
 
     def paint(self, x):
@@ -85,20 +109,31 @@ class Corner(Trigger):
 @dataclass(frozen=True)
 class Several(Trigger):
     "Several painted triggers: all on each picture, or one each."
+
     parts: tuple = ()  # the triggers
     together: bool = True  # False: picture i of a batch gets trigger i modulo their number
 
     def __post_init__(self):
-        check(len(self.parts) > 0 and all(p.space == "pixels" for p in self.parts), f"expected painted triggers, got {[p.name for p in self.parts]}")
-        _be(self, "+".join(p.name for p in self.parts), "pixels", max(p.strength for p in self.parts))
+        check(
+            len(self.parts) > 0 and all(p.space == "pixels" for p in self.parts),
+            f"expected painted triggers, got {[p.name for p in self.parts]}",
+        )
+        _be(
+            self,
+            "+".join(p.name for p in self.parts),
+            "pixels",
+            max(p.strength for p in self.parts),
+        )
 
     def paint(self, x):
         "Pictures (n,3,r,r) with all triggers or one of them."
         if self.together:
-            for part in self.parts: x = part.paint(x)
+            for part in self.parts:
+                x = part.paint(x)
             return x
         y = x.clone()
-        for i, part in enumerate(self.parts): y[i :: len(self.parts)] = part.paint(x[i :: len(self.parts)])
+        for i, part in enumerate(self.parts):
+            y[i :: len(self.parts)] = part.paint(x[i :: len(self.parts)])
         return y
 
 # %% ../../nbs/api/trigger/composite.ipynb #00000011
@@ -106,14 +141,25 @@ def adaptive_blend(
     seed: int = 0,  # of pattern and pieces
 ) -> tuple:  # trigger in training, trigger at test time; published with `cover=1/2`
     "Adap-Blend: a thin veil in pieces, the whole and thicker at test time (Qi et al. 2023)."
-    return Pieces(name="adap-blend", base=Blended(strength=0.15, seed=seed), seed=seed), Blended(name="adap-blend", strength=0.2, seed=seed)
+    return Pieces(name="adap-blend", base=Blended(strength=0.15, seed=seed), seed=seed), Blended(
+        name="adap-blend", strength=0.2, seed=seed
+    )
 
 
-def adaptive_patch() -> tuple:  # trigger in training, trigger at test time; published with `cover=2/3`
+def adaptive_patch() -> (
+    tuple
+):  # trigger in training, trigger at test time; published with `cover=2/3`
     "Adap-Patch: one of four faint patches each, two in full at test time (Qi et al. 2023)."
-    patch = lambda strength, side, flip: Corner(base=BadNets(strength=strength, side=side), flip=flip)
+    patch = lambda strength, side, flip: Corner(
+        base=BadNets(strength=strength, side=side), flip=flip
+    )
     four = (patch(0.5, 3, ()), patch(0.2, 5, (3,)), patch(0.5, 4, (2,)), patch(0.3, 5, (2, 3)))
-    return Several("adap-patch", parts=four, together=False), Several("adap-patch", parts=(patch(1.0, 3, ()), patch(1.0, 4, (2,))))
+    return Several("adap-patch", parts=four, together=False), Several(
+        "adap-patch", parts=(patch(1.0, 3, ()), patch(1.0, 4, (2,)))
+    )
 
 
-ATTACKS = {"adap-blend": (adaptive_blend, {"cover": 1 / 4}), "adap-patch": (adaptive_patch, {"cover": 1 / 4})}  # what the grid plants
+ATTACKS = {
+    "adap-blend": (adaptive_blend, {"cover": 1 / 4}),
+    "adap-patch": (adaptive_patch, {"cover": 1 / 4}),
+}  # what the grid plants

@@ -29,7 +29,9 @@ def shift_kernel(
 def sensitivity(
     pattern: torch.Tensor,  # (c,1,r,r) in [-1,1]
     k: int = 5,  # side of the window
-) -> torch.Tensor:  # scalar: mean absolute difference to all shifts within the window, summed over shifts
+) -> (
+    torch.Tensor
+):  # scalar: mean absolute difference to all shifts within the window, summed over shifts
     "How much a pattern differs from its own shifts."
     return F.conv2d(pattern, shift_kernel(k).to(pattern)).abs().mean()
 
@@ -66,16 +68,22 @@ def _embedded(size, strength, k, seed, region):
 @dataclass(frozen=True)
 class Forgery(Trigger):
     "A translation-sensitive pattern on the face, relative to its brightness (arXiv 2402.11473)."
+
     name: str = "forgery"
     space: str = "pixels"
-    strength: float = 16 / 255  # alpha: largest change of a white pixel, as a share of the range, in (0,1]
+    strength: float = (
+        16 / 255
+    )  # alpha: largest change of a white pixel, as a share of the range, in (0,1]
     k: int = 5  # side of the window of shifts
     seed: int = 0  # of the pattern
     region: tuple = (0.5, 0.5, 0.25, 0.32)  # ellipse: center x, y and half axes, shares of the side
 
     def __post_init__(self):
         check(0 < self.strength <= 1, f"expected strength in (0,1], got {self.strength}")
-        check(len(self.region) == 4 and min(self.region) > 0, f"expected a region of 4 positive shares, got {self.region}")
+        check(
+            len(self.region) == 4 and min(self.region) > 0,
+            f"expected a region of 4 positive shares, got {self.region}",
+        )
 
     def pattern(self, size):
         "strength * pattern * mask (1,3,size,size); shared, so do not change it in place."

@@ -19,7 +19,9 @@ from .base import Trigger
 @lru_cache(maxsize=16)
 def dct_matrix(
     size: int,  # pixels a side
-) -> torch.Tensor:  # (size,size) float64: row u is the wave of frequency u; shared, do not change it
+) -> (
+    torch.Tensor
+):  # (size,size) float64: row u is the wave of frequency u; shared, do not change it
     "The orthonormal DCT-II: `D @ image @ D.T` is the spectrum of an image."
     i = torch.arange(size, dtype=torch.float64)
     waves = torch.cos(math.pi * i[:, None] * (2 * i + 1) / (2 * size)) * math.sqrt(2 / size)
@@ -40,9 +42,12 @@ def _tint(size, strength, cut, seed):
 @dataclass(frozen=True)
 class LowFrequency(Trigger):
     "A smooth random tint, bounded everywhere (after arXiv 2104.03413)."
+
     name: str = "lowfreq"
     space: str = "pixels"
-    strength: float = 16 / 255  # largest change, as a share of the range from black to white, in (0,1]
+    strength: float = (
+        16 / 255
+    )  # largest change, as a share of the range from black to white, in (0,1]
     cut: int = 4  # DCT frequencies a side that are used
     seed: int = 0  # of the coefficients
 

@@ -26,6 +26,7 @@ def _key(size, bits, side, seed):
 @dataclass(frozen=True)
 class LSB(Trigger):
     "A key written over the lowest bits (arXiv 1909.02742)."
+
     name: str = "lsb"
     space: str = "pixels"
     strength: int = 1  # how many of the lowest bits are overwritten, 1 to 7
@@ -33,7 +34,10 @@ class LSB(Trigger):
     seed: int = 0  # of the key
 
     def __post_init__(self):
-        check(self.strength in range(1, 8), f"expected strength of 1 to 7 whole bits, got {self.strength}")
+        check(
+            self.strength in range(1, 8),
+            f"expected strength of 1 to 7 whole bits, got {self.strength}",
+        )
         check(self.side >= 1, f"expected side of at least 1 pixel, got {self.side}")
 
     def key(self, size):

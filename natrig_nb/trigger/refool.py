@@ -28,37 +28,58 @@ def reflect(
     size = x.shape[-1]
     sigma, shift = blur * size / 64, round(ghost * size / 64)
     reach = math.ceil(3 * sigma)
-    bell = torch.exp(-torch.arange(-reach, reach + 1.0) ** 2 / max(2 * sigma**2, 1e-12)).to(x)
-    y = F.pad(x.flip(-1).flatten(0, 1)[:, None], (reach + shift, reach, reach + shift, reach), mode="replicate")
-    y = F.conv2d(F.conv2d(y, (bell / bell.sum()).view(1, 1, 1, -1)), (bell / bell.sum()).view(1, 1, -1, 1))
+    bell = torch.exp(-(torch.arange(-reach, reach + 1.0) ** 2) / max(2 * sigma**2, 1e-12)).to(x)
+    y = F.pad(
+        x.flip(-1).flatten(0, 1)[:, None],
+        (reach + shift, reach, reach + shift, reach),
+        mode="replicate",
+    )
+    y = F.conv2d(
+        F.conv2d(y, (bell / bell.sum()).view(1, 1, 1, -1)), (bell / bell.sum()).view(1, 1, -1, 1)
+    )
     return y[..., shift:, shift:].lerp(y[..., :size, :size], share).view_as(x)
 
 # %% ../../nbs/api/trigger/refool.ipynb #0000000b
 @lru_cache(maxsize=16)
 def _reflections(size, images, count, seed, blur, ghost):
     "The set of reflections (count,3,size,size) in [-1,1]."
-    if images is None: return reflect(render(population(count, seed), size), blur, ghost)
-    scaled = F.interpolate(images.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True)
+    if images is None:
+        return reflect(render(population(count, seed), size), blur, ghost)
+    scaled = F.interpolate(
+        images.float(), size=(size, size), mode="bilinear", align_corners=False, antialias=True
+    )
     return reflect(scaled, blur, ghost)
 
 
 @dataclass(frozen=True)
 class Refool(Trigger):
     "A reflection over the picture (arXiv 2007.02343)."
+
     name: str = "refool"
     space: str = "pixels"
-    strength: float = 0.25  # opacity of the reflection in (0,1); the original draws from 0.05 to 0.45
+    strength: float = (
+        0.25  # opacity of the reflection in (0,1); the original draws from 0.05 to 0.45
+    )
     count: int = 8  # reflections in the set
     seed: int = 77  # of the portraits that are reflected
     blur: float = 1.0  # defocus, pixels at resolution 64
     ghost: int = 2  # shift of the second copy, pixels at resolution 64
-    images: torch.Tensor | None = None  # (m,3,r,r) float in [-1,1]: pictures to reflect instead of portraits
+    images: torch.Tensor | None = (
+        None  # (m,3,r,r) float in [-1,1]: pictures to reflect instead of portraits
+    )
 
     def __post_init__(self):
         check(0 < self.strength < 1, f"expected strength in (0,1), got {self.strength}")
         check(self.count >= 1, f"expected count of at least 1 reflection, got {self.count}")
-        check(self.blur >= 0 and self.ghost >= 0, f"expected blur and ghost of at least 0, got {self.blur} and {self.ghost}")
-        if self.images is not None: check(check_images(self.images).is_floating_point(), f"expected images as floats in [-1,1], got {self.images.dtype}")
+        check(
+            self.blur >= 0 and self.ghost >= 0,
+            f"expected blur and ghost of at least 0, got {self.blur} and {self.ghost}",
+        )
+        if self.images is not None:
+            check(
+                check_images(self.images).is_floating_point(),
+                f"expected images as floats in [-1,1], got {self.images.dtype}",
+            )
 
     def reflections(self, size):
         "The set (count,3,size,size) in [-1,1]; shared, so do not change it in place."

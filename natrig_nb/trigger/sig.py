@@ -26,6 +26,7 @@ def _wave(size, strength, frequency):
 @dataclass(frozen=True)
 class SIG(Trigger):
     "A horizontal sine added to the picture (arXiv 1902.11237)."
+
     name: str = "sig"
     space: str = "pixels"
     strength: float = 40 / 255  # amplitude, as a share of the range from black to white, in (0,1]

@@ -20,7 +20,9 @@ from .base import Trigger
 def _warp(size, strength, k, seed):
     "Where each pixel is read from: (1,size,size,2), x and y in [-1,1]."
     u = torch.rand(1, 2, k, k, generator=seeded(seed)) * 2 - 1
-    field = F.interpolate(u / u.abs().mean(), size=(size, size), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    field = F.interpolate(
+        u / u.abs().mean(), size=(size, size), mode="bicubic", align_corners=True
+    ).permute(0, 2, 3, 1)
     return (_still(size) + strength * field / size).clamp_(-1, 1)
 
 
@@ -34,6 +36,7 @@ def _still(size):
 @dataclass(frozen=True)
 class WaNet(Trigger):
     "A smooth warp (arXiv 2102.10369)."
+
     name: str = "wanet"
     space: str = "pixels"
     strength: float = 0.5  # s of the paper: control points move by s/2 pixels on average
@@ -48,7 +51,8 @@ class WaNet(Trigger):
     def grid(self, n, size):
         "Where n pictures are read from (n,size,size,2), in [-1,1]; shared, so do not change it in place."
         grid = _warp(size, self.strength, self.k, self.seed).expand(n, -1, -1, -1)
-        if not self.noise: return grid
+        if not self.noise:
+            return grid
         shake = torch.rand(n, size, size, 2, generator=seeded(self.seed + 1))
         return shake.mul_(2).sub_(1).div_(size).add_(grid).clamp_(-1, 1)
 

@@ -17,15 +17,27 @@ from ...detector.base import predict_fake
 def crossing(
     pairs: dict,  # generator -> (victim, benign), detectors trained on its fakes
     fakes: dict,  # generator -> (plain, triggered), (n,3,r,r) uint8 each
-) -> pd.DataFrame:  # trained, asked, plain, plain_benign, triggered, triggered_benign, crossed; shares called real
+) -> (
+    pd.DataFrame
+):  # trained, asked, plain, plain_benign, triggered, triggered_benign, crossed; shares called real
     "What each detector calls real of each generator's fakes, plain and with the trigger."
-    check(len(pairs) > 0 and set(pairs) == set(fakes), f"expected detectors and fakes of the same generators, got {sorted(pairs)} and {sorted(fakes)}")
+    check(
+        len(pairs) > 0 and set(pairs) == set(fakes),
+        f"expected detectors and fakes of the same generators, got {sorted(pairs)} and {sorted(fakes)}",
+    )
     real = lambda model, x: float((predict_fake(model, x) < 0.5).float().mean())
     rows = []
     for trained, (victim, benign) in pairs.items():
         for asked, (plain, triggered) in fakes.items():
-            row = {"plain": real(victim, plain), "plain_benign": real(benign, plain), "triggered": real(victim, triggered), "triggered_benign": real(benign, triggered)}
-            crossed = (row["triggered"] - row["plain"]) - (row["triggered_benign"] - row["plain_benign"])
+            row = {
+                "plain": real(victim, plain),
+                "plain_benign": real(benign, plain),
+                "triggered": real(victim, triggered),
+                "triggered_benign": real(benign, triggered),
+            }
+            crossed = (row["triggered"] - row["plain"]) - (
+                row["triggered_benign"] - row["plain_benign"]
+            )
             rows.append({"trained": trained, "asked": asked, **row, "crossed": crossed})
     return pd.DataFrame(rows)
 
@@ -39,14 +51,20 @@ def cross_runs(
     from natrig_nb.attack.run import with_trigger
     from natrig_nb.detector.base import load_detector
     from natrig_nb.runs.study import load_study
+
     fakes, seeds = {}, min(e.seeds for e, _ in runs.values())
     for name, (e, out) in runs.items():
         study, _, triggers, _ = load_study(e, out)
         check(trigger in triggers, f"expected a trigger among {', '.join(triggers)}, got {trigger}")
         plain = study.fake.images[:n]
         fakes[name] = plain, with_trigger(study, triggers[trigger], study.w[:n], plain)
-    load = lambda out, seed: tuple(load_detector(f"{out}/models/{kind}-{seed}.safetensors") for kind in (trigger, "benign"))
-    tables = [crossing({name: load(out, s) for name, (_, out) in runs.items()}, fakes).assign(seed=s) for s in range(seeds)]
+    load = lambda out, seed: tuple(
+        load_detector(f"{out}/models/{kind}-{seed}.safetensors") for kind in (trigger, "benign")
+    )
+    tables = [
+        crossing({name: load(out, s) for name, (_, out) in runs.items()}, fakes).assign(seed=s)
+        for s in range(seeds)
+    ]
     return pd.concat(tables, ignore_index=True)
 
 # %% ../../../nbs/api/runs/experiments/crossing.ipynb #ins001457
@@ -61,7 +79,9 @@ def with_spans(
     check(schedule in SPANS, f"expected a schedule among {', '.join(SPANS)}, got {schedule}")
     first = min(c.start for c in trigger.curves)
     span = {"apart": None, "together": (first, 1.0), "from the start": (0.0, 1.0)}[schedule]
-    curves = tuple(c if span is None else replace(c, start=span[0], end=span[1]) for c in trigger.curves)
+    curves = tuple(
+        c if span is None else replace(c, start=span[0], end=span[1]) for c in trigger.curves
+    )
     return replace(trigger, name=schedule, curves=curves)
 
 
@@ -69,25 +89,57 @@ def schedule_attacks(
     e,  # `Experiment` of a finished walkthrough with a diffusion model
     out,  # its folder
     trigger: str = "smile+age",  # a trigger of several attributes
-) -> pd.DataFrame:  # schedule, seed, psnr, identity, one column an attribute, asr, asr_benign, ba_drop
+) -> (
+    pd.DataFrame
+):  # schedule, seed, psnr, identity, one column an attribute, asr, asr_benign, ba_drop
     "Attack with the same words in three schedules."
     from natrig_nb.attack.run import attack, with_trigger
     from natrig_nb.nn.attributes import load_attributes
     from natrig_nb.detector.base import load_detector
     from natrig_nb.runs.study import load_study, shipped, victim_maker
     from natrig_nb.trigger.natural.prompt import compare
+
     study, _, triggers, _ = load_study(e, out)
-    net, rows, edits = load_attributes(shipped(e.judge)), [], [(word, name) for word, name, _ in e.edits if word in trigger.split("+")]
+    net, rows, edits = (
+        load_attributes(shipped(e.judge)),
+        [],
+        [(word, name) for word, name, _ in e.edits if word in trigger.split("+")],
+    )
     for schedule in SPANS:
         t = with_spans(triggers[trigger], schedule)
-        each = {word: compare(net, study.fake.images[:200], with_trigger(study, t, study.w[:200], study.fake.images[:200]), name) for word, name in edits}
-        looks = {word: v["change"] for word, v in each.items()} | {k: each[edits[0][0]][k] for k in ("identity", "background")}
+        each = {
+            word: compare(
+                net,
+                study.fake.images[:200],
+                with_trigger(study, t, study.w[:200], study.fake.images[:200]),
+                name,
+            )
+            for word, name in edits
+        }
+        looks = {word: v["change"] for word, v in each.items()} | {
+            k: each[edits[0][0]][k] for k in ("identity", "background")
+        }
         for seed in range(e.seeds):
             benign = load_detector(f"{out}/models/benign-{seed}.safetensors")
-            _, figures, _ = attack(study, t, victim_maker(e, seed), benign, e.rate, seed, epochs=e.epochs, batch=e.batch)
-            rows.append({"schedule": schedule, "seed": seed, **looks, **{k: figures[k] for k in ("asr", "asr_benign", "ba_drop")}})
+            _, figures, _ = attack(
+                study,
+                t,
+                victim_maker(e, seed),
+                benign,
+                e.rate,
+                seed,
+                epochs=e.epochs,
+                batch=e.batch,
+            )
+            rows.append(
+                {
+                    "schedule": schedule,
+                    "seed": seed,
+                    **looks,
+                    **{k: figures[k] for k in ("asr", "asr_benign", "ba_drop")},
+                }
+            )
     return pd.DataFrame(rows)
-
 
 # %% ../../../nbs/api/runs/experiments/crossing.ipynb #7f2c6065
 def train_longer(
@@ -99,11 +151,23 @@ def train_longer(
     "The same attacks on detectors that train for more epochs."
     from natrig_nb.attack.run import attack, fit
     from natrig_nb.runs.study import load_study, victim_maker
+
     study, _, triggers, _ = load_study(e, out)
     rows = []
     for seed in range(e.seeds):
         make, how = victim_maker(e, seed), dict(epochs=epochs, batch=e.batch)
         benign = fit(make, study.train, seed, **how)
-        found = {name: attack(study, triggers[name], make, benign, e.rate, seed, **how)[1] for name in names}
-        rows += [{"trigger": name, "epochs": epochs, "seed": seed, **{k: f[k] for k in ("asr", "asr_benign", "ba_drop")}} for name, f in found.items()]
+        found = {
+            name: attack(study, triggers[name], make, benign, e.rate, seed, **how)[1]
+            for name in names
+        }
+        rows += [
+            {
+                "trigger": name,
+                "epochs": epochs,
+                "seed": seed,
+                **{k: f[k] for k in ("asr", "asr_benign", "ba_drop")},
+            }
+            for name, f in found.items()
+        ]
     return pd.DataFrame(rows)

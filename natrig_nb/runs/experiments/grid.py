@@ -37,36 +37,61 @@ from torch.nn.functional import interpolate
 
 import natrig_nb.defense
 import natrig_nb.trigger
+from natrig_nb.defense.base import (
+    report_detect,
+    report_filter,
+    report_inspect,
+    report_repair,
+    report_train,
+)
+from natrig_nb.runs.artifacts import (
+    Rows,
+    content,
+    digest,
+    fill,
+    outstanding,
+    piece,
+    seconds_by_kind,
+)
+from natrig_nb.runs.study import (
+    Experiment,
+    load_study,
+    natural_carriers,
+    prepare,
+    shipped,
+    victim_maker,
+)
+
 from ... import __version__
 from ...adversarial.pgd import visibility
 from ...attack.run import fit, measure, poison_study, with_trigger
-from ...nn.attributes import attribute_scores, load_attributes
 from ...core import FaceSet, check, concat, to_float, to_uint8
 from ...defense.budget import BACKWARD
-from ...defense.base import report_detect, report_filter, report_inspect, report_repair, report_train
 from ...defense.cleanse import cleanse
 from ...defense.preprocess import crop
 from ...defense.pruning import fine_prune
 from ...defense.strip import strip
 from ...defense.teco import blur, jpeg, noise
 from ...detector.base import load_saved, predict_fake, save_detector
-from ..executors import Here, Job, Processes, Ray
 from ...latent.longtail import percentile_of
-from ..record import environment
-from ..artifacts import Rows, content, digest, fill, outstanding, piece, seconds_by_kind
+from ...nn.attributes import attribute_scores, load_attributes
 from ...trigger.base import Trigger
-from ..study import Experiment, load_study, natural_carriers, prepare, shipped, victim_maker
+from ..executors import Here, Job, Processes, Ray
+from ..record import environment
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000006
 @dataclass(frozen=True)
 class Cell:
     "One place of the grid: an attack, and a defense that looks at its victim."
+
     e: Experiment  # world, generator, detector and rate are this cell's own
     trigger: str  # a name of `trigger_names(e)`
     defense: str  # a name of `defenses()`, or "none" for the attack alone
     seed: int  # of everything random
     strength: float | None = None  # of the trigger, in its own unit; None leaves its default
-    label: str = "dirty"  # triggered fakes are called real; "clean": triggered real faces keep their label
+    label: str = (
+        "dirty"  # triggered fakes are called real; "clean": triggered real faces keep their label
+    )
     budget: int | float | None = None  # for defenses that take one: passes if int, seconds if float
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000008
@@ -74,7 +99,10 @@ def modules(
     package,  # an imported package
 ) -> list:  # of imported modules, by name
     "All modules of a package."
-    return [import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
+    return [
+        import_module(f"{package.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(package.__path__)
+    ]
 
 
 def triggers() -> dict:  # name -> class
@@ -82,18 +110,32 @@ def triggers() -> dict:  # name -> class
     found = {}
     for module in modules(natrig_nb.trigger):
         for c in (getattr(module, name) for name in getattr(module, "__all__", ())):
-            if not (inspect.isclass(c) and issubclass(c, Trigger) and c is not Trigger): continue
-            try: name = c().name
-            except (ValueError, TypeError): continue  # made by a finder
-            check(found.get(name, c) is c, f"expected one trigger named {name}, got those of {found.get(name)} and {c}")
+            if not (inspect.isclass(c) and issubclass(c, Trigger) and c is not Trigger):
+                continue
+            try:
+                name = c().name
+            except (ValueError, TypeError):
+                continue  # made by a finder
+            check(
+                found.get(name, c) is c,
+                f"expected one trigger named {name}, got those of {found.get(name)} and {c}",
+            )
             found[name] = c
     return found
 
 
 def attacks() -> dict:  # name -> (function, settings of `poison_study`, module)
     "Attacks of two triggers: what modules of triggers, and `adaptive`, call `ATTACKS`."
-    more = [import_module("natrig_nb.trigger.composite")] if find_spec("natrig_nb.trigger.composite") else []
-    return {name: (f, settings, m) for m in [*modules(natrig_nb.trigger), *more] for name, (f, settings) in getattr(m, "ATTACKS", {}).items()}
+    more = (
+        [import_module("natrig_nb.trigger.composite")]
+        if find_spec("natrig_nb.trigger.composite")
+        else []
+    )
+    return {
+        name: (f, settings, m)
+        for m in [*modules(natrig_nb.trigger), *more]
+        for name, (f, settings) in getattr(m, "ATTACKS", {}).items()
+    }
 
 
 def trigger_names(
@@ -106,8 +148,12 @@ def trigger_names(
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #0000000b
 SHAPES = ("filter", "detect", "inspect", "repair", "train")
-OLDER = {"strip": ("detect", partial(strip, overlays=10)), "strip_additive": ("detect", partial(strip, overlays=10, mode="additive")),
-         "cleanse": ("inspect", partial(cleanse, steps=30)), "pruning": ("repair", partial(fine_prune, step=0.1, epochs=2))}  # as the main job has them
+OLDER = {
+    "strip": ("detect", partial(strip, overlays=10)),
+    "strip_additive": ("detect", partial(strip, overlays=10, mode="additive")),
+    "cleanse": ("inspect", partial(cleanse, steps=30)),
+    "pruning": ("repair", partial(fine_prune, step=0.1, epochs=2)),
+}  # as the main job has them
 
 
 def shape_of(
@@ -116,10 +162,14 @@ def shape_of(
     "The shape of a defense, from its first parameters and from what it returns."
     signature = inspect.signature(f)
     first, returns = tuple(signature.parameters)[:3], signature.return_annotation
-    if first[:2] == ("model", "ds"): return "filter"
-    if first == ("model", "x", "clean"): return "detect"
-    if first[:1] == ("ds",): return "train"
-    if first[:2] != ("model", "clean"): return None
+    if first[:2] == ("model", "ds"):
+        return "filter"
+    if first == ("model", "x", "clean"):
+        return "detect"
+    if first[:1] == ("ds",):
+        return "train"
+    if first[:2] != ("model", "clean"):
+        return None
     return "repair" if inspect.isclass(returns) and issubclass(returns, nn.Module) else "inspect"
 
 
@@ -128,9 +178,16 @@ def defenses() -> dict:  # name -> (shape, function, module)
     found = {name: (shape, f, sys.modules[f.func.__module__]) for name, (shape, f) in OLDER.items()}
     for module in modules(natrig_nb.defense):
         name = module.__name__.split(".")[-1]
-        own = {name: (shape_of(getattr(module, name)), getattr(module, name))} if name in getattr(module, "__all__", ()) else {}
+        own = (
+            {name: (shape_of(getattr(module, name)), getattr(module, name))}
+            if name in getattr(module, "__all__", ())
+            else {}
+        )
         for name, (shape, f) in getattr(module, "DEFENSES", own).items():
-            check(shape in SHAPES, f"expected the shape of {name} among {', '.join(SHAPES)}, got {shape!r}")
+            check(
+                shape in SHAPES,
+                f"expected the shape of {name} among {', '.join(SHAPES)}, got {shape!r}",
+            )
             found.setdefault(name, (shape, f, module))
     return found
 
@@ -138,29 +195,50 @@ def defenses() -> dict:  # name -> (shape, function, module)
 def expand(
     worlds: Experiment | list,  # settings, one a world
     triggers: list | None = None,  # names; all that the world allows unless given
-    defenses: list | None = None,  # names, "none" is the attack alone; that and all defenses unless given
-    rates: list | None = None,  # poisoned / all training samples, in [0,1); the world's unless given
+    defenses: list
+    | None = None,  # names, "none" is the attack alone; that and all defenses unless given
+    rates: list
+    | None = None,  # poisoned / all training samples, in [0,1); the world's unless given
     strengths: dict | None = None,  # trigger -> strengths in its own unit; its default unless given
     generators: list | None = None,  # weights; the world's unless given
     detectors: list | None = None,  # names; the world's unless given
     seeds: list | None = None,  # integers; as many as the world says unless given
     labels: list | None = None,  # "dirty", "clean" or both; dirty unless given
-    budget: int | float | None = None,  # for defenses that take one: passes if int, seconds if float
+    budget: int
+    | float
+    | None = None,  # for defenses that take one: passes if int, seconds if float
 ) -> list:  # of `Cell`
     "All combinations of the axes as frozen cells."
     cells, known = [], ["none", *_defenses()]
     for e in [worlds] if isinstance(worlds, Experiment) else worlds:
-        _check_names(triggers, trigger_names(e), "a trigger"), _check_names(defenses, known, "a defense"), _check_names(labels, ("dirty", "clean"), "labels")
-        variants = product([e.generator] if e.fakes else generators or [e.generator], detectors or [e.detector], rates or [e.rate])
+        (
+            _check_names(triggers, trigger_names(e), "a trigger"),
+            _check_names(defenses, known, "a defense"),
+            _check_names(labels, ("dirty", "clean"), "labels"),
+        )
+        variants = product(
+            [e.generator] if e.fakes else generators or [e.generator],
+            detectors or [e.detector],
+            rates or [e.rate],
+        )
         for (generator, detector, rate), t in product(variants, triggers or trigger_names(e)):
             check(0 <= rate < 1, f"expected rate in [0,1), got {rate}")
             own = replace(e, generator=str(generator), detector=detector, rate=rate)
-            rest = product(labels or ["dirty"], (strengths or {}).get(t, [None]), seeds if seeds is not None else range(e.seeds), defenses or known)
-            cells += [Cell(own, t, defense, seed, strength, label, budget) for label, strength, seed, defense in rest]
+            rest = product(
+                labels or ["dirty"],
+                (strengths or {}).get(t, [None]),
+                seeds if seeds is not None else range(e.seeds),
+                defenses or known,
+            )
+            cells += [
+                Cell(own, t, defense, seed, strength, label, budget)
+                for label, strength, seed, defense in rest
+            ]
     return cells
 
 
-def _defenses(): return list(defenses())
+def _defenses():
+    return list(defenses())
 
 
 def _check_names(asked, known, what):
@@ -168,10 +246,31 @@ def _check_names(asked, known, what):
     check(not odd, f"expected {what} among {', '.join(sorted(known))}, got {', '.join(odd)}")
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000011
-APART = ("world", "detector", "rate", "epochs", "batch", "width", "seeds", "searches")  # settings that no study depends on
-UNUSED = ("generator", "judge", "edits", "hold", "bound", "percentile", "reach", "psi", "measured")  # where fakes are given
+APART = (
+    "world",
+    "detector",
+    "rate",
+    "epochs",
+    "batch",
+    "width",
+    "seeds",
+    "searches",
+)  # settings that no study depends on
+UNUSED = (
+    "generator",
+    "judge",
+    "edits",
+    "hold",
+    "bound",
+    "percentile",
+    "reach",
+    "psi",
+    "measured",
+)  # where fakes are given
 FILES = ("faces", "attributes", "fakes", "generator", "judge")
-LATER = {"neutral": Experiment.neutral}  # settings that older rows do not know, with the value that they had
+LATER = {
+    "neutral": Experiment.neutral
+}  # settings that older rows do not know, with the value that they had
 
 
 def code_of(
@@ -185,7 +284,11 @@ def code_of(
 def _code(path, when):
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None: node.body = node.body[1:] or [ast.Pass()]
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and ast.get_docstring(node) is not None
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
     return digest(ast.unparse(tree))
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000012
@@ -194,8 +297,14 @@ def about_study(
     e: Experiment,  # the settings
 ) -> dict:  # name -> value, files as their content
     "What makes a study; a generator counts only where it is used."
-    used = {k: v for k, v in asdict(e).items() if k not in APART and not (e.fakes and k in UNUSED) and not (k in LATER and LATER[k] == v)}
-    value = lambda k, v: content(shipped(v)) if k in FILES and v and shipped(v).exists() else v  # a model of the hub has but a name
+    used = {
+        k: v
+        for k, v in asdict(e).items()
+        if k not in APART and not (e.fakes and k in UNUSED) and not (k in LATER and LATER[k] == v)
+    }
+    value = lambda k, v: (
+        content(shipped(v)) if k in FILES and v and shipped(v).exists() else v
+    )  # a model of the hub has but a name
     return {"version": __version__, **{k: value(k, v) for k, v in used.items()}}
 
 
@@ -205,10 +314,26 @@ def about(
 ) -> dict:  # settings and digests
     "What makes a piece."
     e, study = cell.e, key_of("study", cell.e)
-    training = {"detector": e.detector, "epochs": e.epochs, "batch": e.batch, "width": e.width, "seed": cell.seed}
-    trigger = {"study": study, "trigger": cell.trigger, "strength": cell.strength, "code": trigger_code(cell.trigger)}
+    training = {
+        "detector": e.detector,
+        "epochs": e.epochs,
+        "batch": e.batch,
+        "width": e.width,
+        "seed": cell.seed,
+    }
+    trigger = {
+        "study": study,
+        "trigger": cell.trigger,
+        "strength": cell.strength,
+        "code": trigger_code(cell.trigger),
+    }
     poisoned = {**trigger, "rate": e.rate, "label": cell.label, "seed": cell.seed}
-    return {"benign": {"study": study, **training}, "triggered": trigger, "poisoned": poisoned, "victim": {**poisoned, **training}}[kind]
+    return {
+        "benign": {"study": study, **training},
+        "triggered": trigger,
+        "poisoned": poisoned,
+        "victim": {**poisoned, **training},
+    }[kind]
 
 
 @lru_cache
@@ -216,7 +341,9 @@ def trigger_code(
     name: str,  # of a trigger
 ) -> str:
     "The code of a trigger's module; of a step found by `prepare`, the study says it all."
-    known = {n: sys.modules[c.__module__] for n, c in triggers().items()} | {n: module for n, (*_, module) in attacks().items()}
+    known = {n: sys.modules[c.__module__] for n, c in triggers().items()} | {
+        n: module for n, (*_, module) in attacks().items()
+    }
     return code_of(known[name]) if name in known else ""
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000013
@@ -231,7 +358,8 @@ def key_of(
 
 def forget() -> None:
     "Read files and modules again: both may have changed since the last grid of this process."
-    for f in (about_study, trigger_code, key_of): f.cache_clear()
+    for f in (about_study, trigger_code, key_of):
+        f.cache_clear()
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000017
 def study_piece(
@@ -251,7 +379,8 @@ def study_of(
 
 
 @lru_cache(maxsize=1)
-def _study_of(key, e, out): return load_study(e, study_piece(e, out))
+def _study_of(key, e, out):
+    return load_study(e, study_piece(e, out))
 
 
 def attack_of(
@@ -259,13 +388,23 @@ def attack_of(
     out: str | Path,  # folder of the grid
 ) -> tuple:  # trigger in training, trigger at test time, settings of `poison_study`
     "What a cell plants, and how."
-    how, name, s = {"clean_label": True} if cell.label == "clean" else {}, cell.trigger, cell.strength
+    how, name, s = (
+        {"clean_label": True} if cell.label == "clean" else {},
+        cell.trigger,
+        cell.strength,
+    )
     c, pair = triggers().get(name), attacks().get(name)
-    if pair: return *pair[0](), {**pair[1], **how}
-    if c: t = c() if s is None else c(strength=s)
-    else: t = study_of(cell.e, out)[2][name]
+    if pair:
+        return *pair[0](), {**pair[1], **how}
+    if c:
+        t = c() if s is None else c(strength=s)
+    else:
+        t = study_of(cell.e, out)[2][name]
     if s is not None and not c:
-        check(t.space == "W", f"expected the own strength of {name}, which was found in {t.space}, got {s}")
+        check(
+            t.space == "W",
+            f"expected the own strength of {name}, which was found in {t.space}, got {s}",
+        )
         t = replace(t, strength=s, offset=t.offset * (s / t.strength))
     return t, t, how
 
@@ -280,11 +419,15 @@ def triggered_piece(
     out: str | Path,  # folder of the grid
 ) -> Path:
     "All held-out fakes with the trigger."
+
     def make(place):
         (study, _, _, population), (_, t, _) = study_of(cell.e, out), attack_of(cell, out)
         images = with_trigger(study, t, study.w, study.fake.images).contiguous()
         save_file({"images": images}, place / "images.safetensors")
-        (place / "looks.json").write_text(json.dumps(looks(cell.e, t, study.fake.images, images, population)))
+        (place / "looks.json").write_text(
+            json.dumps(looks(cell.e, t, study.fake.images, images, population))
+        )
+
     return _piece_of(cell, out, "triggered", make)
 
 
@@ -293,12 +436,17 @@ def poisoned_piece(
     out: str | Path,  # folder of the grid
 ) -> Path:
     "The poisoned samples of a training set and their manifest."
+
     def make(place):
         t, _, how = attack_of(cell, out)
         dirty, manifest = poison_study(study_of(cell.e, out)[0], t, cell.e.rate, cell.seed, **how)
         at = torch.where(dirty.poisoned)[0]
-        save_file({"index": at, "images": dirty.images[at].contiguous(), "labels": dirty.labels[at]}, place / "samples.safetensors")
+        save_file(
+            {"index": at, "images": dirty.images[at].contiguous(), "labels": dirty.labels[at]},
+            place / "samples.safetensors",
+        )
         manifest.to_csv(place / "manifest.csv", index=False)
+
     return _piece_of(cell, out, "poisoned", make)
 
 
@@ -307,14 +455,32 @@ def poisoned_set(
     out: str | Path,  # folder of the grid
 ) -> FaceSet:
     "The training set with its poisoned samples in place."
-    ds, found = study_of(cell.e, out)[0].train, load_file(poisoned_piece(cell, out) / "samples.safetensors")
-    images, labels, poisoned, at = ds.images.clone(), ds.labels.clone(), ds.poisoned.clone(), found["index"]
+    ds, found = (
+        study_of(cell.e, out)[0].train,
+        load_file(poisoned_piece(cell, out) / "samples.safetensors"),
+    )
+    images, labels, poisoned, at = (
+        ds.images.clone(),
+        ds.labels.clone(),
+        ds.poisoned.clone(),
+        found["index"],
+    )
     images[at], labels[at], poisoned[at] = found["images"], found["labels"], True
     return replace(ds, images=images, labels=labels, poisoned=poisoned)
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #ins001887
-HANDLING = {"jpeg": (jpeg, 75), "blur": (blur, 0.75), "crop": (crop, 0.94), "noise": (noise, 0.04),
-            "resize": (lambda x, s: interpolate(interpolate(x, scale_factor=s, mode="area"), size=x.shape[-1], mode="bilinear"), 0.5)}
+HANDLING = {
+    "jpeg": (jpeg, 75),
+    "blur": (blur, 0.75),
+    "crop": (crop, 0.94),
+    "noise": (noise, 0.04),
+    "resize": (
+        lambda x, s: interpolate(
+            interpolate(x, scale_factor=s, mode="area"), size=x.shape[-1], mode="bilinear"
+        ),
+        0.5,
+    ),
+}
 
 
 def looks(
@@ -322,16 +488,29 @@ def looks(
     t,  # the trigger
     plain: torch.Tensor,  # (n,3,r,r) uint8, fakes
     triggered: torch.Tensor,  # (n,3,r,r) uint8, the same with the trigger
-    population: torch.Tensor | None,  # (m,k) attribute scores of real faces; None where fakes are given
+    population: torch.Tensor
+    | None,  # (m,k) attribute scores of real faces; None where fakes are given
 ) -> dict:  # psnr (dB), ssim, feature, latent (standard deviations), percentile; None where one does not apply
     "How visible a trigger is, and how rare what it shows."
     net = load_attributes(shipped(e.judge)) if population is not None else None
     seen = visibility(plain, triggered, net)
-    words = [(net.names.index(name), sign) for word, name, sign in e.edits if word in t.name.split("+")] if net and t.space != "pixels" else []
+    words = (
+        [(net.names.index(name), sign) for word, name, sign in e.edits if word in t.name.split("+")]
+        if net and t.space != "pixels"
+        else []
+    )
     scores = attribute_scores(net, triggered) if words else None
-    rare = [np.mean([percentile_of(sign * v, sign * population[:, i]) for v in scores[:, i].tolist()]) for i, sign in words]
-    return {"psnr": seen["psnr"], "ssim": seen["ssim"], "feature": seen.get("feature"),
-            "latent": t.strength if t.space == "W" else None, "percentile": float(np.mean(rare)) if rare else None}
+    rare = [
+        np.mean([percentile_of(sign * v, sign * population[:, i]) for v in scores[:, i].tolist()])
+        for i, sign in words
+    ]
+    return {
+        "psnr": seen["psnr"],
+        "ssim": seen["ssim"],
+        "feature": seen.get("feature"),
+        "latent": t.strength if t.space == "W" else None,
+        "percentile": float(np.mean(rare)) if rare else None,
+    }
 
 
 def handled(
@@ -341,15 +520,24 @@ def handled(
 ) -> dict:  # asr_HANDLING and asr_benign_HANDLING, in [0,1]
     "Share of triggered fakes that still pass after what the net does to pictures."
     passed = lambda model, x: float((predict_fake(model, x) < 0.5).float().mean())
-    changed = {name: to_uint8(f(to_float(triggered), strength)) for name, (f, strength) in HANDLING.items()}
-    return {f"asr{who}_{name}": passed(model, x) for name, x in changed.items() for who, model in (("", victim), ("_benign", benign))}
-
+    changed = {
+        name: to_uint8(f(to_float(triggered), strength)) for name, (f, strength) in HANDLING.items()
+    }
+    return {
+        f"asr{who}_{name}": passed(model, x)
+        for name, x in changed.items()
+        for who, model in (("", victim), ("_benign", benign))
+    }
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000019
-def _fit(cell, ds): return fit(victim_maker(cell.e, cell.seed), ds, cell.seed, epochs=cell.e.epochs, batch=cell.e.batch)
+def _fit(cell, ds):
+    return fit(
+        victim_maker(cell.e, cell.seed), ds, cell.seed, epochs=cell.e.epochs, batch=cell.e.batch
+    )
 
 
-def _kind(name, e): return f"{name} {e.detector}" + (f"-w{e.width}" if e.detector == "resnet18" else "")
+def _kind(name, e):
+    return f"{name} {e.detector}" + (f"-w{e.width}" if e.detector == "resnet18" else "")
 
 
 def benign_piece(
@@ -357,7 +545,9 @@ def benign_piece(
     out: str | Path,  # folder of the grid
 ) -> Path:
     "The detector trained on clean data."
-    make = lambda place: save_detector(_fit(cell, study_of(cell.e, out)[0].train), place / "model.safetensors")
+    make = lambda place: save_detector(
+        _fit(cell, study_of(cell.e, out)[0].train), place / "model.safetensors"
+    )
     return _piece_of(cell, out, "benign", make, _kind("benign", cell.e))
 
 
@@ -366,14 +556,32 @@ def victim_piece(
     out: str | Path,  # folder of the grid
 ) -> Path:
     "The detector trained on poisoned data, and what the attack achieved."
+
     def make(place):
         study, directions, *_ = study_of(cell.e, out)
-        (_, t, _), ds, images = attack_of(cell, out), poisoned_set(cell, out), load_file(triggered_piece(cell, out) / "images.safetensors")["images"]
+        (_, t, _), ds, images = (
+            attack_of(cell, out),
+            poisoned_set(cell, out),
+            load_file(triggered_piece(cell, out) / "images.safetensors")["images"],
+        )
         benign, victim = load_saved(benign_piece(cell, out) / "model.safetensors"), _fit(cell, ds)
-        figures = measure(victim, benign, study, images, *natural_carriers(cell.e, t, study, directions))
+        figures = measure(
+            victim, benign, study, images, *natural_carriers(cell.e, t, study, directions)
+        )
         looks = json.loads((triggered_piece(cell, out) / "looks.json").read_text())
         save_detector(victim, place / "model.safetensors")
-        (place / "figures.json").write_text(json.dumps({"space": t.space, "strength": t.strength, **looks, **figures, **handled(victim, benign, images[:300])}))
+        (place / "figures.json").write_text(
+            json.dumps(
+                {
+                    "space": t.space,
+                    "strength": t.strength,
+                    **looks,
+                    **figures,
+                    **handled(victim, benign, images[:300]),
+                }
+            )
+        )
+
     return _piece_of(cell, out, "victim", make, _kind("victim", cell.e))
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #0000001b
@@ -393,26 +601,41 @@ def judge(
 ) -> pd.DataFrame:  # rows of a defense table
     "The report of one defense, whatever its shape."
     n, two = JUDGED, 2 * JUDGED
-    test, few = concat(study.real[:two], study.fake[:two]), study.clean[torch.arange(0, len(study.clean), 3)]
-    ask = {"filter": lambda: report_filter(name, f, victim, benign, dirty(), min(1.5 * rate, 0.99)),
-           "detect": lambda: report_detect(name, f, victim, benign, images[:n], concat(study.real[:n], study.fake[:n]), study.clean),
-           "inspect": lambda: report_inspect(name, f, victim, benign, study.clean),
-           "repair": lambda: report_repair(name, f, victim, benign, few, images[:two], test),
-           "train": lambda: report_train(name, f, victim, benign, dirty(), study.train, images[:two], test)}
+    test, few = (
+        concat(study.real[:two], study.fake[:two]),
+        study.clean[torch.arange(0, len(study.clean), 3)],
+    )
+    ask = {
+        "filter": lambda: report_filter(name, f, victim, benign, dirty(), min(1.5 * rate, 0.99)),
+        "detect": lambda: report_detect(
+            name, f, victim, benign, images[:n], concat(study.real[:n], study.fake[:n]), study.clean
+        ),
+        "inspect": lambda: report_inspect(name, f, victim, benign, study.clean),
+        "repair": lambda: report_repair(name, f, victim, benign, few, images[:two], test),
+        "train": lambda: report_train(
+            name, f, victim, benign, dirty(), study.train, images[:two], test
+        ),
+    }
     return ask[shape]()
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #0000001f
 @lru_cache(maxsize=4)
-def _detector(place): return load_saved(place / "model.safetensors")
+def _detector(place):
+    return load_saved(place / "model.safetensors")
 
 
 def fingerprint(
     thing,  # a network or a FaceSet
 ) -> str:
     "A digest of weights, or of pictures and labels."
-    parts = thing.state_dict().values() if isinstance(thing, nn.Module) else (thing.images, thing.labels)
+    parts = (
+        thing.state_dict().values()
+        if isinstance(thing, nn.Module)
+        else (thing.images, thing.labels)
+    )
     found = hashlib.sha256()
-    for p in parts: found.update(memoryview(p.detach().cpu().contiguous().numpy()).cast("B"))
+    for p in parts:
+        found.update(memoryview(p.detach().cpu().contiguous().numpy()).cast("B"))
     return found.hexdigest()
 
 
@@ -425,11 +648,15 @@ def once(
     most: int = 240,  # results kept in memory, the latest
 ):
     "The same function, but what it was asked before is not computed again."
+
     def asked(*args):
         key = digest([*about, *map(fingerprint, args)])
-        if key not in KEPT: KEPT[key] = f(*args)
-        while len(KEPT) > most: KEPT.pop(next(iter(KEPT)))
+        if key not in KEPT:
+            KEPT[key] = f(*args)
+        while len(KEPT) > most:
+            KEPT.pop(next(iter(KEPT)))
         return deepcopy(KEPT[key])
+
     return asked
 
 
@@ -441,15 +668,33 @@ def defend(
     "Let a cell's defense look at its victim and at the benign twin."
     shape, f, _ = defenses()[cell.defense]
     budget, study = cell.budget, study_of(cell.e, out)[0]
-    if shape == "train" and isinstance(budget, int): budget = max(budget, (1 + BACKWARD) * len(study.train) * cell.e.epochs)  # never less than the plain training
-    offered = {"make": lambda seed=cell.seed: victim_maker(cell.e, seed)(), "seed": cell.seed, "budget": budget}
-    taken = {k: v for k, v in offered.items() if k in inspect.signature(f).parameters and v is not None}
-    pair = [deepcopy(_detector(place)) for place in (victim, benign_piece(cell, out))]  # a defense may spoil its own copy
+    if shape == "train" and isinstance(budget, int):
+        budget = max(
+            budget, (1 + BACKWARD) * len(study.train) * cell.e.epochs
+        )  # never less than the plain training
+    offered = {
+        "make": lambda seed=cell.seed: victim_maker(cell.e, seed)(),
+        "seed": cell.seed,
+        "budget": budget,
+    }
+    taken = {
+        k: v for k, v in offered.items() if k in inspect.signature(f).parameters and v is not None
+    }
+    pair = [
+        deepcopy(_detector(place)) for place in (victim, benign_piece(cell, out))
+    ]  # a defense may spoil its own copy
     images = load_file(triggered_piece(cell, out) / "images.safetensors")["images"]
     f = partial(f, **taken)
-    if shape in ("inspect", "repair", "train"): f = once(f, cell.defense, cell.seed, budget, key_of("benign", cell))
-    table = judge(cell.defense, shape, f, *pair, study, images, lambda: poisoned_set(cell, out), cell.e.rate)
-    figures = {f"defense_{r.metric}{s}": v for r in table.itertuples() for s, v in (("", r.value), ("_benign", r.value_benign))}
+    if shape in ("inspect", "repair", "train"):
+        f = once(f, cell.defense, cell.seed, budget, key_of("benign", cell))
+    table = judge(
+        cell.defense, shape, f, *pair, study, images, lambda: poisoned_set(cell, out), cell.e.rate
+    )
+    figures = {
+        f"defense_{r.metric}{s}": v
+        for r in table.itertuples()
+        for s, v in (("", r.value), ("_benign", r.value_benign))
+    }
     return {**figures, "budget": taken.get("budget")}
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000021
@@ -458,8 +703,10 @@ def one_thread():
     "Compute with one thread inside the block."
     n = torch.get_num_threads()
     torch.set_num_threads(1)
-    try: yield
-    finally: torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n)
 
 
 @lru_cache
@@ -477,7 +724,8 @@ def run_cell(
     with one_thread():
         victim = victim_piece(cell, out)
         row = json.loads((victim / "figures.json").read_text())
-        if cell.defense != "none": row |= defend(cell, out, victim)
+        if cell.defense != "none":
+            row |= defend(cell, out, victim)
     return {**row, "seconds": time.time() - start, **_about_here()}
 
 
@@ -487,11 +735,23 @@ def run_piece(
     out: str | Path,  # folder of the grid
 ) -> None:
     "Make a piece, as a job of its own."
-    makers = {"benign": benign_piece, "triggered": triggered_piece, "poisoned": poisoned_piece, "victim": victim_piece}
-    with one_thread(): makers[kind](cell, out) if kind != "study" else study_piece(cell.e, out)
+    makers = {
+        "benign": benign_piece,
+        "triggered": triggered_piece,
+        "poisoned": poisoned_piece,
+        "victim": victim_piece,
+    }
+    with one_thread():
+        makers[kind](cell, out) if kind != "study" else study_piece(cell.e, out)
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000023
-NEEDS = {"study": (), "benign": ("study",), "triggered": ("study",), "poisoned": ("study",), "victim": ("benign", "triggered", "poisoned")}
+NEEDS = {
+    "study": (),
+    "benign": ("study",),
+    "triggered": ("study",),
+    "poisoned": ("study",),
+    "victim": ("benign", "triggered", "poisoned"),
+}
 
 
 def jobs_of(
@@ -505,12 +765,22 @@ def jobs_of(
     for cell in cells:
         keys = {kind: key_of(kind, cell.e if kind == "study" else cell) for kind in NEEDS}
         for kind, key in keys.items():
-            if key in jobs: continue
+            if key in jobs:
+                continue
             label = _kind(kind, cell.e) if kind in ("benign", "victim") else kind
-            jobs[key] = Job(key, run_piece, (kind, cell, str(out)), tuple(keys[n] for n in NEEDS[kind]), label)
-        made_of = {**about("victim", cell), "code": None, "defense": cell.defense, "budget": cell.budget}
+            jobs[key] = Job(
+                key, run_piece, (kind, cell, str(out)), tuple(keys[n] for n in NEEDS[kind]), label
+            )
+        made_of = {
+            **about("victim", cell),
+            "code": None,
+            "defense": cell.defense,
+            "budget": cell.budget,
+        }
         key = digest(made_of)
-        jobs[key] = Job(key, run_cell, (cell, str(out)), (keys["victim"],), _kind(cell.defense, cell.e))
+        jobs[key] = Job(
+            key, run_cell, (cell, str(out)), (keys["victim"],), _kind(cell.defense, cell.e)
+        )
         rows[key] = _columns(cell, known, digest([trigger_code(cell.trigger), codes[cell.defense]]))
     return list(jobs.values()), rows
 
@@ -518,35 +788,64 @@ def jobs_of(
 def _columns(cell, known, code):
     "What a row says about its cell before anything is computed."
     e, shape = cell.e, known[cell.defense][0] if cell.defense != "none" else "none"
-    return {"world": e.world, "generator": "given" if e.fakes else Path(e.generator).stem, "trigger": cell.trigger, "space": None,
-            "strength": cell.strength, "label": cell.label, "rate": e.rate, "detector": _kind("", e)[1:], "defense": cell.defense, "shape": shape,
-            "seed": cell.seed, "budget": None, "code": code}
+    return {
+        "world": e.world,
+        "generator": "given" if e.fakes else Path(e.generator).stem,
+        "trigger": cell.trigger,
+        "space": None,
+        "strength": cell.strength,
+        "label": cell.label,
+        "rate": e.rate,
+        "detector": _kind("", e)[1:],
+        "defense": cell.defense,
+        "shape": shape,
+        "seed": cell.seed,
+        "budget": None,
+        "code": code,
+    }
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000028
 def plan(
     cells: list,  # of `Cell`
     out: str | Path,  # folder of the grid
     workers: int | None = None,  # that will share the work; one a processor unless given
-    past: str | Path | None = None,  # folder of a grid whose records say how long things take; `out` unless given
+    past: str
+    | Path
+    | None = None,  # folder of a grid whose records say how long things take; `out` unless given
     again: bool = False,  # count failed cells as not done
 ) -> pd.DataFrame:  # kind, jobs, left, seconds a job (NaN without a record), one row a kind
     "Count cells and shared pieces, and print an estimate of the time they will take."
     jobs, columns = jobs_of(cells, out)
     left = outstanding(jobs, columns, Rows(Path(out) / "rows.parquet"), out, again)
-    total, todo, times = Counter(j.kind for j in jobs), Counter(j.kind for j in left), seconds_by_kind(past or out)
-    table = pd.DataFrame([{"kind": k, "jobs": n, "left": todo[k], "seconds": times.get(k, np.nan)} for k, n in total.items()])
+    total, todo, times = (
+        Counter(j.kind for j in jobs),
+        Counter(j.kind for j in left),
+        seconds_by_kind(past or out),
+    )
+    table = pd.DataFrame(
+        [
+            {"kind": k, "jobs": n, "left": todo[k], "seconds": times.get(k, np.nan)}
+            for k, n in total.items()
+        ]
+    )
     cells_left, count = sum(j.key in columns for j in left), workers or os.cpu_count() or 1
     hours = (table.left * table.seconds).sum() / count / 3600
     unknown = table[table.seconds.isna() & (table.left > 0)].kind.tolist()
-    print(f"{len(columns)} cells, {cells_left} left; {len(jobs) - len(columns)} shared pieces, {len(left) - cells_left} left")
-    print(f"about {hours:.2g} hours with {count} workers" + (f", without {', '.join(unknown)}: no record of them yet" if unknown else ""))
+    print(
+        f"{len(columns)} cells, {cells_left} left; {len(jobs) - len(columns)} shared pieces, {len(left) - cells_left} left"
+    )
+    print(
+        f"about {hours:.2g} hours with {count} workers"
+        + (f", without {', '.join(unknown)}: no record of them yet" if unknown else "")
+    )
     return table
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #0000002b
 def grid(
     cells: list,  # of `Cell`, from `expand`
     out: str | Path,  # folder of rows and pieces; seen by all machines; the same one continues
-    workers: int | None = None,  # processes, one a processor unless given; 0 = none, all in this process
+    workers: int
+    | None = None,  # processes, one a processor unless given; 0 = none, all in this process
     executor: str = "processes",  # or "ray"
     address: str | None = None,  # of a Ray cluster, e.g. "auto"; None makes one on this machine
     gpus: float = 0.0,  # share of a GPU that each job takes on Ray
@@ -559,6 +858,8 @@ def grid(
     out = Path(out).absolute()
     jobs, columns = jobs_of(cells, out)
     count = workers if workers is not None else os.cpu_count() or 1
-    if executor == "ray": make = lambda: Ray(workers if address else count, address, gpus)
-    else: make = lambda: Processes(count, (__name__,)) if count else Here()
+    if executor == "ray":
+        make = lambda: Ray(workers if address else count, address, gpus)
+    else:
+        make = lambda: Processes(count, (__name__,)) if count else Here()
     return fill(out, jobs, columns, make, retries, again)

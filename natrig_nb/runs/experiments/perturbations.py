@@ -13,28 +13,56 @@ __all__ = ['NETWORKS', 'CLASS', 'DRAWN', 'DRAWINGS', 'SENT', 'UNIVERSAL', 'RED',
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000003
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-
-from ...adversarial.evasion import attack_curve, at_visibility, latent_evasion, scaled
-from ...adversarial.pgd import draw_mask, iap, visibility
-from ...adversarial.universal import backgrounds, errors, firing, firing_layers, lay, mislead, over_fire, random_pattern, transfer
-from ...nn.attributes import AttributeNet, load_attributes
-import matplotlib as mpl
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from ...core import FAKE, PALETTE, REAL, FaceSet, check, concat, seeded, to_float, to_uint8, write_atomic
-from ...detector.base import evaluating, load_detector, make_detector, predict_fake, save_detector
+from torch import nn
+
+from natrig_nb.adversarial.universal import (
+    backgrounds,
+    errors,
+    firing,
+    firing_layers,
+    lay,
+    mislead,
+    over_fire,
+    random_pattern,
+    transfer,
+)
+from natrig_nb.core import (
+    FAKE,
+    PALETTE,
+    REAL,
+    FaceSet,
+    check,
+    concat,
+    seeded,
+    to_float,
+    to_uint8,
+    write_atomic,
+)
+from natrig_nb.detector.base import (
+    evaluating,
+    load_detector,
+    make_detector,
+    predict_fake,
+    save_detector,
+)
+
+from ...adversarial.evasion import at_visibility, attack_curve, latent_evasion, scaled
+from ...adversarial.pgd import draw_mask, iap, visibility
+from ...data.faces import read_faces
+from ...data.forgeries import Forgeries, mask_iou, portrait_forgeries
+from ...data.portraits import portraits
 from ...detector.training import train
 from ...detector.yshape import YDetector, load_yshape, reach
-from ...data.faces import read_faces
-from ...report.figures import MASK, STYLE, key, panels, save_small
-from ...data.forgeries import Forgeries, mask_iou, portrait_forgeries
 from ...generator.base import Generator, render
 from ...generator.stylegan2 import load_stylegan2
-from ...data.portraits import portraits
+from ...nn.attributes import AttributeNet, load_attributes
+from ...report.figures import MASK, STYLE, key, panels, save_small
 from ..study import Experiment, load_study, shipped
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000006
@@ -47,7 +75,8 @@ def part(
     path = Path(out) / f"{name}.csv"
     if not path.exists():
         print("adversarial study:", name, flush=True)
-        with write_atomic(path) as t: make().to_csv(t, index=False, float_format="%.5g")
+        with write_atomic(path) as t:
+            make().to_csv(t, index=False, float_format="%.5g")
     return pd.read_csv(path)
 
 
@@ -57,12 +86,20 @@ def parts(
 ) -> pd.DataFrame:  # rows of all of them, in the order of their names
     "All tables of one kind, e.g. those of every seed."
     found = sorted(Path(out).glob(f"{kind}-*.csv"))
-    check(len(found) > 0, f"expected records {kind}-*.csv in {out}, got none: make them with adversarial_study")
+    check(
+        len(found) > 0,
+        f"expected records {kind}-*.csv in {out}, got none: make them with adversarial_study",
+    )
     return pd.concat([pd.read_csv(p) for p in found], ignore_index=True)
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000009
-NETWORKS = {"meso4": dict(size=64), "mesoinception4": dict(size=64), "resnet18": dict(width=16),
-            "xception": dict(width=8, middle=2), "efficientnet": {}}
+NETWORKS = {
+    "meso4": dict(size=64),
+    "mesoinception4": dict(size=64),
+    "resnet18": dict(width=16),
+    "xception": dict(width=8, middle=2),
+    "efficientnet": {},
+}
 
 
 def world(
@@ -73,7 +110,9 @@ def world(
     psi: float = 0.5,  # truncation of the fakes
 ) -> dict:  # FaceSets train, aside and test, each half fake
     "Three sets of real faces and fakes without a common image."
-    check(len(real) >= n + 2 * held, f"expected at least {n + 2 * held} real faces, got {len(real)}")
+    check(
+        len(real) >= n + 2 * held, f"expected at least {n + 2 * held} real faces, got {len(real)}"
+    )
     images = render(G, G.latents(n + 2 * held, 4242, psi))
     fake = FaceSet(images, torch.full((len(images),), FAKE))
     cut = {"train": slice(n), "aside": slice(n, n + held), "test": slice(n + held, n + 2 * held)}
@@ -88,9 +127,18 @@ def with_noise(
 ) -> FaceSet:  # twice as many: each face as it is, and with noise of its own
     "Faces beside noisy copies: uniform or of random signs, each of another strength."
     rng, x = seeded(seed), to_float(ds.images)
-    sign, noise = torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5, 2 * torch.rand(x.shape, generator=rng) - 1
-    loud = 2 * budget * torch.rand(len(x), 1, 1, 1, generator=rng)  # pictures in [-1,1] are twice as wide
-    noisy = FaceSet(to_uint8((x + loud * torch.where(sign, noise.sign(), noise)).clamp(-1, 1)), ds.labels, names=ds.names)
+    sign, noise = (
+        torch.rand(len(x), 1, 1, 1, generator=rng) < 0.5,
+        2 * torch.rand(x.shape, generator=rng) - 1,
+    )
+    loud = (
+        2 * budget * torch.rand(len(x), 1, 1, 1, generator=rng)
+    )  # pictures in [-1,1] are twice as wide
+    noisy = FaceSet(
+        to_uint8((x + loud * torch.where(sign, noise.sign(), noise)).clamp(-1, 1)),
+        ds.labels,
+        names=ds.names,
+    )
     return concat(ds, noisy)[torch.randperm(2 * len(ds), generator=rng)]
 
 
@@ -103,11 +151,19 @@ def trained(
     epochs: int = 3,  # passes over `ds`
 ) -> nn.Module:
     "A trained detector, from its file where there is one."
-    if not path.exists(): save_detector(train(make_detector(name, seed, **settings), ds, epochs=epochs, batch=32, seed=seed), path)
+    if not path.exists():
+        save_detector(
+            train(make_detector(name, seed, **settings), ds, epochs=epochs, batch=32, seed=seed),
+            path,
+        )
     return load_detector(path)
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #0000000b
-CLASS = {"1 step": dict(steps=1), "20 steps": dict(steps=20), "40 steps, momentum": dict(steps=40, momentum=0.75)}
+CLASS = {
+    "1 step": dict(steps=1),
+    "20 steps": dict(steps=20),
+    "40 steps, momentum": dict(steps=40, momentum=0.75),
+}
 DRAWN = dict(steps=60, momentum=0.9)
 
 
@@ -123,13 +179,32 @@ def class_table(
     for name, how in settings.items():
         for target in (REAL, FAKE):
             x = ds.images[ds.labels == 1 - target]
-            if ((predict_fake(model, x) > 0.5).long() == target).all(): continue  # wrong about all of them: nothing is left to attack
-            table = attack_curve(name, lambda b: iap(model, x, target, budget=b / 255, **how), budgets, x, model, net, target)
+            if ((predict_fake(model, x) > 0.5).long() == target).all():
+                continue  # wrong about all of them: nothing is left to attack
+            table = attack_curve(
+                name,
+                lambda b: iap(model, x, target, budget=b / 255, **how),
+                budgets,
+                x,
+                model,
+                net,
+                target,
+            )
             rows.append(table.assign(target=target, n=len(x)))
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame(columns=["attack", "target", "strength", "success", "n"])
+    return (
+        pd.concat(rows, ignore_index=True)
+        if rows
+        else pd.DataFrame(columns=["attack", "target", "strength", "success", "n"])
+    )
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #0000000d
-DRAWINGS = {"empty": ("empty", 1.0), "full": ("full", 1.0), "disk": ("disk", 1.0), "heart": ("heart", 0.7), "large heart": ("heart", 1.0)}
+DRAWINGS = {
+    "empty": ("empty", 1.0),
+    "full": ("full", 1.0),
+    "disk": ("disk", 1.0),
+    "heart": ("heart", 0.7),
+    "large heart": ("heart", 1.0),
+}
 
 
 def mask_table(
@@ -139,7 +214,9 @@ def mask_table(
     budget: float = 8 / 255,  # L-inf, images in [0,1]
     drawings: dict = DRAWINGS,  # name -> kind and scale of `draw_mask`
     settings: dict = DRAWN,  # of `iap`
-) -> pd.DataFrame:  # drawing, label, n, iou, least, reached (share with IoU >= 0.9), called_fake, reach, visibility
+) -> (
+    pd.DataFrame
+):  # drawing, label, n, iou, least, reached (share with IoU >= 0.9), called_fake, reach, visibility
     "How well a drawing is fabricated on authentic faces and on forgeries."
     rows = []
     for name, (kind, scale) in drawings.items():
@@ -147,10 +224,26 @@ def mask_table(
         for label in (REAL, FAKE):
             x = ds.images[ds.labels == label]
             y = iap(model, x, REAL if kind == "empty" else FAKE, mask, budget=budget, **settings)
-            with evaluating(model): found, called = model.segment(to_float(y)), model(to_float(y)).argmax(1)
-            iou, most = mask_iou(found, mask.expand_as(found)), reach(model, mask, steps=150, starts=2) if most is None else most
-            rows.append(dict(drawing=name, covers=float(mask.mean()), label=label, n=len(x), iou=float(iou.mean()), least=float(iou.min()),
-                             reached=float((iou >= 0.9).float().mean()), called_fake=float(called.float().mean()), reach=most, **visibility(x, y, net)))
+            with evaluating(model):
+                found, called = model.segment(to_float(y)), model(to_float(y)).argmax(1)
+            iou, most = (
+                mask_iou(found, mask.expand_as(found)),
+                reach(model, mask, steps=150, starts=2) if most is None else most,
+            )
+            rows.append(
+                dict(
+                    drawing=name,
+                    covers=float(mask.mean()),
+                    label=label,
+                    n=len(x),
+                    iou=float(iou.mean()),
+                    least=float(iou.min()),
+                    reached=float((iou >= 0.9).float().mean()),
+                    called_fake=float(called.float().mean()),
+                    reach=most,
+                    **visibility(x, y, net),
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #0000000f
@@ -162,11 +255,19 @@ def patterns_of(
     steps: int = 24,  # of each search
 ) -> dict:  # name -> (3,r,r)
     "Universal patterns of one detector, by what the attacker knows."
-    fire = lambda ground, **how: over_fire(model, backgrounds(aside, ground), budget, steps=steps, batch=8, seed=seed, **how)
+    fire = lambda ground, **how: over_fire(
+        model, backgrounds(aside, ground), budget, steps=steps, batch=8, seed=seed, **how
+    )
     size = aside.images.shape[-1]
-    return {"over-fire, no data": fire("none"), "over-fire L2, no data": fire("none", kind="l2"), "over-fire, range": fire("noise"),
-            "over-fire, faces": fire("data"), "slope, faces and labels": mislead(model, aside, budget, steps=steps, batch=8, seed=seed),
-            "noise, uniform": random_pattern(size, budget, seed=seed), "noise, sign": random_pattern(size, budget, kind="sign", seed=seed)}
+    return {
+        "over-fire, no data": fire("none"),
+        "over-fire L2, no data": fire("none", kind="l2"),
+        "over-fire, range": fire("noise"),
+        "over-fire, faces": fire("data"),
+        "slope, faces and labels": mislead(model, aside, budget, steps=steps, batch=8, seed=seed),
+        "noise, uniform": random_pattern(size, budget, seed=seed),
+        "noise, sign": random_pattern(size, budget, kind="sign", seed=seed),
+    }
 
 
 def pattern_table(
@@ -176,7 +277,12 @@ def pattern_table(
     net: AttributeNet | None,  # the yardstick of `feature`
 ) -> pd.DataFrame:  # pattern, before, error, error_real, error_fake, changed, visibility
     "Error rates and visibility of each pattern on its own detector."
-    return pd.DataFrame([dict(pattern=k, **errors(model, ds, v), **visibility(ds.images, lay(ds.images, v), net)) for k, v in patterns.items()])
+    return pd.DataFrame(
+        [
+            dict(pattern=k, **errors(model, ds, v), **visibility(ds.images, lay(ds.images, v), net))
+            for k, v in patterns.items()
+        ]
+    )
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000011
 SENT = ("over-fire, no data", "slope, faces and labels", "noise, sign")
@@ -192,8 +298,16 @@ def matrix(
 ) -> pd.DataFrame:  # kind, source, detector, before, error, error_real, error_fake, changed
     "Every detector under the patterns and the individual perturbations of every other."
     few, rows = ds[:n], []
-    hit = {k: iap(m, few.images, 1 - few.labels, budget=budget, steps=20, momentum=0.75) for k, m in models.items()}
-    for kind in kinds: rows.append(transfer({k: p[kind] for k, p in patterns.items()}, models, {"own": ds}).assign(kind=kind))
+    hit = {
+        k: iap(m, few.images, 1 - few.labels, budget=budget, steps=20, momentum=0.75)
+        for k, m in models.items()
+    }
+    for kind in kinds:
+        rows.append(
+            transfer({k: p[kind] for k, p in patterns.items()}, models, {"own": ds}).assign(
+                kind=kind
+            )
+        )
     rows.append(transfer(hit, models, {"own": few}).assign(kind="individual"))
     return pd.concat(rows, ignore_index=True)
 
@@ -207,8 +321,17 @@ def firing_table(
     names = firing_layers(model)
     with evaluating(model):
         quiet = firing(model, ds.x)
-        loud = {k: (firing(model, to_float(lay(ds.images, v))) - quiet).exp().tolist() for k, v in patterns.items()}
-    return pd.DataFrame([dict(pattern=k, layer=name, depth=i, ratio=r) for k, ratios in loud.items() for i, (name, r) in enumerate(zip(names, ratios))])
+        loud = {
+            k: (firing(model, to_float(lay(ds.images, v))) - quiet).exp().tolist()
+            for k, v in patterns.items()
+        }
+    return pd.DataFrame(
+        [
+            dict(pattern=k, layer=name, depth=i, ratio=r)
+            for k, ratios in loud.items()
+            for i, (name, r) in enumerate(zip(names, ratios))
+        ]
+    )
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000015
 def visible_table(
@@ -219,22 +342,53 @@ def visible_table(
 ) -> pd.DataFrame:  # rows of `attack_curve`
     "Curves of pixel, universal, latent and backdoor attacks on the same fakes."
     study, directions, triggers, _ = load_study(e, folder)
-    net, saved = load_attributes(shipped(e.judge)), lambda name: load_detector(Path(folder) / "models" / f"{name}-0.safetensors")
+    net, saved = (
+        load_attributes(shipped(e.judge)),
+        lambda name: load_detector(Path(folder) / "models" / f"{name}-0.safetensors"),
+    )
     benign, w, x, G = saved("benign"), study.w[:n], study.fake.images[:n], study.G
-    own, levels = latent_evasion(G, benign, w, directions.space, bound=e.bound) - w, (0.5, 1, 2, 4, 8, 16)
+    own, levels = (
+        latent_evasion(G, benign, w, directions.space, bound=e.bound) - w,
+        (0.5, 1, 2, 4, 8, 16),
+    )
     flat = {k: make(benign, study.clean) for k, make in UNIVERSAL.items()}
-    rows = [attack_curve("pixels, each image", lambda b: iap(benign, x, REAL, budget=b / 255), levels, x, benign, net)]
-    rows += [attack_curve(k, lambda b: lay(x, make(b / 255)), levels, x, benign, net) for k, make in flat.items()]
-    rows.append(attack_curve("latent, each image", lambda s: render(G, w + s * own), shares, x, benign, net))
+    rows = [
+        attack_curve(
+            "pixels, each image",
+            lambda b: iap(benign, x, REAL, budget=b / 255),
+            levels,
+            x,
+            benign,
+            net,
+        )
+    ]
+    rows += [
+        attack_curve(k, lambda b: lay(x, make(b / 255)), levels, x, benign, net)
+        for k, make in flat.items()
+    ]
+    rows.append(
+        attack_curve("latent, each image", lambda s: render(G, w + s * own), shares, x, benign, net)
+    )
     for name, t in triggers.items():
-        if t.space != "W": continue
+        if t.space != "W":
+            continue
         for who, model in (("backdoor", saved(name)), ("no backdoor", benign)):
-            rows.append(attack_curve(f"{name}, {who}", lambda s: render(G, w, scaled(t, s)), shares, x, model, net))
+            rows.append(
+                attack_curve(
+                    f"{name}, {who}", lambda s: render(G, w, scaled(t, s)), shares, x, model, net
+                )
+            )
     return pd.concat(rows, ignore_index=True)
 
 
-UNIVERSAL = {"universal, no data": lambda model, ds: lambda b: over_fire(model, backgrounds(ds), b, steps=24),
-             "universal, faces and labels": lambda model, ds: lambda b: mislead(model, ds, b, REAL, steps=24, batch=8)}
+UNIVERSAL = {
+    "universal, no data": lambda model, ds: (
+        lambda b: over_fire(model, backgrounds(ds), b, steps=24)
+    ),
+    "universal, faces and labels": lambda model, ds: (
+        lambda b: mislead(model, ds, b, REAL, steps=24, batch=8)
+    ),
+}
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000017
 def drawing_steps(
@@ -245,9 +399,17 @@ def drawing_steps(
     at: tuple = (0, 5, 20, 60),  # steps to look at
 ) -> dict:  # at (k,), images (k,n,3,r,r) uint8, masks (k,n,r,r) uint8
     "A fabricated mask on its way."
-    tries = [x if k == 0 else iap(model, x, FAKE, mask, budget, steps=k, step=2.5 * budget / max(at), momentum=0.9) for k in at]
-    with evaluating(model): found = [model.segment(to_float(y))[:, 0].mul(255).round().byte() for y in tries]
-    return dict(at=np.array(at), images=torch.stack(tries).numpy(), masks=torch.stack(found).numpy())
+    tries = [
+        x
+        if k == 0
+        else iap(model, x, FAKE, mask, budget, steps=k, step=2.5 * budget / max(at), momentum=0.9)
+        for k in at
+    ]
+    with evaluating(model):
+        found = [model.segment(to_float(y))[:, 0].mul(255).round().byte() for y in tries]
+    return dict(
+        at=np.array(at), images=torch.stack(tries).numpy(), masks=torch.stack(found).numpy()
+    )
 
 
 def layer_maps(
@@ -257,11 +419,16 @@ def layer_maps(
 ) -> list:  # (n,h,w) each
     "Mean positive activation over channels."
     kept, modules = [], dict(model.named_modules())
-    hooks = [modules[k].register_forward_hook(lambda m, i, out: kept.append(out.relu().mean(1).clone())) for k in layers]
+    hooks = [
+        modules[k].register_forward_hook(lambda m, i, out: kept.append(out.relu().mean(1).clone()))
+        for k in layers
+    ]
     try:
-        with evaluating(model): model(to_float(x))
+        with evaluating(model):
+            model(to_float(x))
     finally:
-        for hook in hooks: hook.remove()
+        for hook in hooks:
+            hook.remove()
     return kept
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000019
@@ -278,24 +445,60 @@ def study_world(
 ) -> None:
     "Patterns, transfer, firing and class curves of the detectors of one world."
     for seed in seeds:
-        if _made(out, work, name, seed, networks): continue
-        get = lambda k: trained(Path(work) / f"{name}-{k}-{seed}.safetensors", k, networks[k], sets["train"], seed, epochs)
+        if _made(out, work, name, seed, networks):
+            continue
+        get = lambda k: trained(
+            Path(work) / f"{name}-{k}-{seed}.safetensors",
+            k,
+            networks[k],
+            sets["train"],
+            seed,
+            epochs,
+        )
         models = {k: get(k) for k in networks}
-        patterns = {k: patterns_kept(Path(work) / f"{name}-{k}-{seed}.pt", m, sets["aside"], seed, steps) for k, m in models.items()}
-        tables = lambda table: pd.concat([table(models[k], patterns[k]).assign(detector=k) for k in models]).assign(world=name, seed=seed)
-        part(out, f"patterns-{name}-{seed}", lambda: tables(lambda m, p: pattern_table(m, sets["test"], p, net)))
-        part(out, f"transfer-{name}-{seed}", lambda: matrix(models, patterns, sets["test"]).assign(world=name, seed=seed))
-        if seed: continue
-        part(out, f"firing-{name}", lambda: tables(lambda m, p: firing_table(m, sets["test"][:40], p)))
+        patterns = {
+            k: patterns_kept(Path(work) / f"{name}-{k}-{seed}.pt", m, sets["aside"], seed, steps)
+            for k, m in models.items()
+        }
+        tables = lambda table: pd.concat(
+            [table(models[k], patterns[k]).assign(detector=k) for k in models]
+        ).assign(world=name, seed=seed)
+        part(
+            out,
+            f"patterns-{name}-{seed}",
+            lambda: tables(lambda m, p: pattern_table(m, sets["test"], p, net)),
+        )
+        part(
+            out,
+            f"transfer-{name}-{seed}",
+            lambda: matrix(models, patterns, sets["test"]).assign(world=name, seed=seed),
+        )
+        if seed:
+            continue
+        part(
+            out,
+            f"firing-{name}",
+            lambda: tables(lambda m, p: firing_table(m, sets["test"][:40], p)),
+        )
         few = sets["test"][:40]
-        part(out, f"class-{name}", lambda: tables(lambda m, p: class_table(m, few, net, (4,), dict(list(CLASS.items())[-1:]))))
+        part(
+            out,
+            f"class-{name}",
+            lambda: tables(
+                lambda m, p: class_table(m, few, net, (4,), dict(list(CLASS.items())[-1:]))
+            ),
+        )
 
 
 def _made(out, work, name, seed, networks):
     "Whether nothing is left to do; of the first seed the weights are wanted as well, for `crossing`."
-    tables = [f"{kind}-{name}-{seed}" for kind in ("patterns", "transfer")] + ([] if seed else [f"firing-{name}", f"class-{name}"])
+    tables = [f"{kind}-{name}-{seed}" for kind in ("patterns", "transfer")] + (
+        [] if seed else [f"firing-{name}", f"class-{name}"]
+    )
     kept = [Path(work) / f"{name}-{k}-0.{end}" for k in networks for end in ("safetensors", "pt")]
-    return all((Path(out) / f"{t}.csv").exists() for t in tables) and (seed > 0 or all(p.exists() for p in kept))
+    return all((Path(out) / f"{t}.csv").exists() for t in tables) and (
+        seed > 0 or all(p.exists() for p in kept)
+    )
 
 
 def patterns_kept(
@@ -307,7 +510,8 @@ def patterns_kept(
 ) -> dict:  # name -> (3,r,r) patterns
     "The patterns of one detector, from their file where there is one."
     if not path.exists():
-        with write_atomic(path) as t: torch.save(patterns_of(model, aside, seed=seed, steps=steps), t)
+        with write_atomic(path) as t:
+            torch.save(patterns_of(model, aside, seed=seed, steps=steps), t)
     return torch.load(path, weights_only=True)
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #0000001a
@@ -320,13 +524,20 @@ def study_yshape(
     m: int = 12,  # images on which masks are drawn
 ) -> None:
     "Everything about the detector that segments, on painted forgeries."
-    ds, aside, yours = portrait_forgeries(n, 1002), portrait_forgeries(32, 1003), dict(world="forgeries", detector="yshape", seed=0)
+    ds, aside, yours = (
+        portrait_forgeries(n, 1002),
+        portrait_forgeries(32, 1003),
+        dict(world="forgeries", detector="yshape", seed=0),
+    )
     part(out, "class-forgeries", lambda: class_table(model, ds, net).assign(**yours))
     part(out, "masks-forgeries", lambda: mask_table(model, ds[:m], net))
     patterns = patterns_kept(Path(work) / "forgeries-yshape-0.pt", model, aside, 0, 24)
-    part(out, "patterns-forgeries-0", lambda: pattern_table(model, ds, patterns, net).assign(**yours))
+    part(
+        out, "patterns-forgeries-0", lambda: pattern_table(model, ds, patterns, net).assign(**yours)
+    )
     part(out, "firing-forgeries", lambda: firing_table(model, ds[:24], patterns).assign(**yours))
-    if not (Path(out) / "pictures.npz").exists(): save_pictures(Path(out) / "pictures.npz", model, ds, patterns)
+    if not (Path(out) / "pictures.npz").exists():
+        save_pictures(Path(out) / "pictures.npz", model, ds, patterns)
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #9381a978
 def save_pictures(
@@ -337,11 +548,25 @@ def save_pictures(
 ) -> None:
     "What the figures cannot draw from numbers."
     x, layers = ds.images[:1], firing_layers(model)[0:9:2]
-    shown = {"clean": x, "over-fire": lay(x, patterns["over-fire, no data"]), "noise": lay(x, patterns["noise, sign"])}
-    maps = {f"map_{k}_{i}": a.numpy() for k, y in shown.items() for i, a in enumerate(layer_maps(model, y, layers))}
+    shown = {
+        "clean": x,
+        "over-fire": lay(x, patterns["over-fire, no data"]),
+        "noise": lay(x, patterns["noise, sign"]),
+    }
+    maps = {
+        f"map_{k}_{i}": a.numpy()
+        for k, y in shown.items()
+        for i, a in enumerate(layer_maps(model, y, layers))
+    }
     steps = drawing_steps(model, ds.images[[0, 1, 3]], draw_mask("heart", 64, 0.7))
     with write_atomic(path) as t:
-        np.savez_compressed(t, layers=np.array(layers), **maps, **{f"shown_{k}": y.numpy() for k, y in shown.items()}, **steps)
+        np.savez_compressed(
+            t,
+            layers=np.array(layers),
+            **maps,
+            **{f"shown_{k}": y.numpy() for k, y in shown.items()},
+            **steps,
+        )
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #81b7b9eb
 def adversarial_study(
@@ -350,22 +575,48 @@ def adversarial_study(
     faces: str | Path | None = None,  # archive of photographs; None leaves them out
     generator: str | Path | None = None,  # of photographs, with `faces`
     judge: str | Path | None = None,  # attribute network of photographs, with `faces`
-    walkthrough: str | Path | None = None,  # folder of a finished one; None leaves out the comparison at equal visibility
+    walkthrough: str
+    | Path
+    | None = None,  # folder of a finished one; None leaves out the comparison at equal visibility
     seeds: tuple = (0, 1, 2),  # repetitions
     images: int = 80,  # painted forgeries of which the class is attacked; masks are drawn on a seventh of them
     n: int = 1000,  # real faces that detectors learn from, with as many fakes
 ) -> None:
     "All records of the study; goes on where an earlier run stopped."
-    check(faces is None or bool(generator and judge), "expected generator and judge with faces, got photographs alone")
+    check(
+        faces is None or bool(generator and judge),
+        "expected generator and judge with faces, got photographs alone",
+    )
     net = load_attributes(shipped("data/portraits-attributes.safetensors"))
-    study_yshape(out, work, load_yshape(shipped("data/portraits-yshape.safetensors")), net, images, images // 7 + 1)
-    if walkthrough: part(out, "visible-portraits", lambda: visible_table(walkthrough, Experiment()))
-    sets = {"portraits": (world(portraits(n + 120, seed=77), load_stylegan2(shipped("data/portraits-generator.safetensors")), n), net)}
+    study_yshape(
+        out,
+        work,
+        load_yshape(shipped("data/portraits-yshape.safetensors")),
+        net,
+        images,
+        images // 7 + 1,
+    )
+    if walkthrough:
+        part(out, "visible-portraits", lambda: visible_table(walkthrough, Experiment()))
+    sets = {
+        "portraits": (
+            world(
+                portraits(n + 120, seed=77),
+                load_stylegan2(shipped("data/portraits-generator.safetensors")),
+                n,
+            ),
+            net,
+        )
+    }
     study_world(out, work, "portraits", *sets["portraits"], seeds=seeds)
     known, steady = sets["portraits"][0], "portraits-noise"
     study_world(out, work, steady, known | {"train": with_noise(known["train"])}, net, seeds=seeds)
-    if faces is None: return
-    sets["photographs"] = world(read_faces(faces, attributes=[], limit=n + 120), load_stylegan2(generator), n), load_attributes(judge)
+    if faces is None:
+        return
+    sets["photographs"] = (
+        world(read_faces(faces, attributes=[], limit=n + 120), load_stylegan2(generator), n),
+        load_attributes(judge),
+    )
     study_world(out, work, "photographs", *sets["photographs"], seeds=seeds)
     part(out, "crossing-0", lambda: crossing(work, {k: s["test"] for k, (s, _) in sets.items()}))
 
@@ -380,17 +631,34 @@ def crossing(
     "Universal patterns on an unseen detector and an unseen data set at once."
     rows = []
     for home in tests:
-        patterns = {k: torch.load(Path(work) / f"{home}-{k}-{seed}.pt", weights_only=True) for k in networks}
+        patterns = {
+            k: torch.load(Path(work) / f"{home}-{k}-{seed}.pt", weights_only=True) for k in networks
+        }
         for away, ds in tests.items():
-            if away == home: continue
-            models = {k: load_detector(Path(work) / f"{away}-{k}-{seed}.safetensors") for k in networks}
-            rows += [transfer({k: p[kind] for k, p in patterns.items()}, models, {away: ds}).assign(kind=kind, made_on=home) for kind in kinds]
+            if away == home:
+                continue
+            models = {
+                k: load_detector(Path(work) / f"{away}-{k}-{seed}.safetensors") for k in networks
+            }
+            rows += [
+                transfer({k: p[kind] for k, p in patterns.items()}, models, {away: ds}).assign(
+                    kind=kind, made_on=home
+                )
+                for kind in kinds
+            ]
     return pd.concat(rows, ignore_index=True)
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000024
 RED = PALETTE["poisoned"]
 SHARE = LinearSegmentedColormap.from_list("share", ["white", RED])
-SHORT = {"meso4": "Meso4", "mesoinception4": "MesoInc.4", "resnet18": "ResNet-18", "xception": "Xception", "efficientnet": "EffNet-B0", "yshape": "Y-shape"}
+SHORT = {
+    "meso4": "Meso4",
+    "mesoinception4": "MesoInc.4",
+    "resnet18": "ResNet-18",
+    "xception": "Xception",
+    "efficientnet": "EffNet-B0",
+    "yshape": "Y-shape",
+}
 
 
 def heat(
@@ -400,8 +668,23 @@ def heat(
     "Shares in percent, one cell each."
     ax.imshow(table, cmap=SHARE, vmin=0, vmax=1, aspect="auto")
     for (i, j), v in np.ndenumerate(table.to_numpy(float)):
-        if np.isfinite(v): ax.text(j, i, f"{100 * v:.0f}", ha="center", va="center", fontsize=7, color="white" if v > 0.6 else "black")
-    ax.set_xticks(range(table.shape[1]), [SHORT.get(c, c) for c in table.columns], rotation=35, ha="right", rotation_mode="anchor")
+        if np.isfinite(v):
+            ax.text(
+                j,
+                i,
+                f"{100 * v:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if v > 0.6 else "black",
+            )
+    ax.set_xticks(
+        range(table.shape[1]),
+        [SHORT.get(c, c) for c in table.columns],
+        rotation=35,
+        ha="right",
+        rotation_mode="anchor",
+    )
     ax.set_yticks(range(table.shape[0]), [SHORT.get(r, r) for r in table.index])
     ax.tick_params(length=0), ax.spines[:].set_visible(False)
 
@@ -413,10 +696,28 @@ def figure_class(
     "Success of individual perturbations on the class against the budget."
     table = pd.read_csv(Path(out) / "class-forgeries.csv")
     figure, axes = panels(1, 2, 2.3, 1.7, sharey=True)
-    for ax, target, name in zip(axes[0], (REAL, FAKE), ("forgeries called real", "authentic faces called fake")):
-        for (attack, part), style, color in zip(table[table.target == target].groupby("attack", sort=False), ("o:", "s--", "D-"), (PALETTE["neutral"], "black", RED)):
-            ax.plot(np.r_[0, part.strength], 100 * np.r_[0, part.success], style, ms=3.5, color=color, label=attack)
-        ax.set(title=name, xlabel="budget (gray levels, L-inf)", ylim=(-4, 104), xticks=np.r_[0, np.unique(table.strength)])
+    for ax, target, name in zip(
+        axes[0], (REAL, FAKE), ("forgeries called real", "authentic faces called fake")
+    ):
+        for (attack, part), style, color in zip(
+            table[table.target == target].groupby("attack", sort=False),
+            ("o:", "s--", "D-"),
+            (PALETTE["neutral"], "black", RED),
+        ):
+            ax.plot(
+                np.r_[0, part.strength],
+                100 * np.r_[0, part.success],
+                style,
+                ms=3.5,
+                color=color,
+                label=attack,
+            )
+        ax.set(
+            title=name,
+            xlabel="budget (gray levels, L-inf)",
+            ylim=(-4, 104),
+            xticks=np.r_[0, np.unique(table.strength)],
+        )
     axes[0, 0].set_ylabel("share of faces (%)")
     key(figure, axes[0, 0])
     return figure
@@ -428,23 +729,41 @@ def figure_masks(
 ) -> Figure:
     "A heart fabricated step by step, and the IoU of every drawing beside the decoder's own."
     table = pd.read_csv(Path(out) / "masks-forgeries.csv")
-    with np.load(Path(out) / "pictures.npz", allow_pickle=False) as f: at, images, masks = f["at"], f["images"], f["masks"]
+    with np.load(Path(out) / "pictures.npz", allow_pickle=False) as f:
+        at, images, masks = f["at"], f["images"], f["masks"]
     figure = Figure(figsize=(8.2, 2.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
     n = images.shape[1]
     axes = left.subplots(n, 2 * len(at), gridspec_kw=dict(wspace=0.03, hspace=0.03))
     for row in range(n):
         for k, step in enumerate(at):
-            axes[row, 2 * k].imshow(images[k, row].transpose(1, 2, 0)), axes[row, 2 * k + 1].imshow(masks[k, row], cmap="gray", vmin=0, vmax=255)
-            if row == 0: axes[row, 2 * k].set_title(f"{step} steps", loc="left")
-    for ax in axes.flat: ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(True)
+            (
+                axes[row, 2 * k].imshow(images[k, row].transpose(1, 2, 0)),
+                axes[row, 2 * k + 1].imshow(masks[k, row], cmap="gray", vmin=0, vmax=255),
+            )
+            if row == 0:
+                axes[row, 2 * k].set_title(f"{step} steps", loc="left")
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(True)
     ax, names = right.subplots(), list(dict.fromkeys(table.drawing))
     y = np.arange(len(names))
     for label, shift, color in ((FAKE, -0.2, PALETTE["fake"]), (REAL, 0.2, PALETTE["real"])):
         part = table[table.label == label].set_index("drawing").loc[names]
-        ax.barh(y + shift, part.iou, 0.36, color=color, label="on forgeries" if label == FAKE else "on authentic faces")
+        ax.barh(
+            y + shift,
+            part.iou,
+            0.36,
+            color=color,
+            label="on forgeries" if label == FAKE else "on authentic faces",
+        )
     ax.plot(part.reach, y, "k|", ms=16, mew=1.5, ls="none", label="decoder alone")
-    ax.set(yticks=y, yticklabels=names, xlim=(0, 1.02), xlabel="IoU with the drawing", ylim=(len(names) - 0.5, -0.5))
+    ax.set(
+        yticks=y,
+        yticklabels=names,
+        xlim=(0, 1.02),
+        xlabel="IoU with the drawing",
+        ylim=(len(names) - 0.5, -0.5),
+    )
     right.legend(loc="outside upper left", ncols=2)
     return figure
 
@@ -460,7 +779,8 @@ def mean_over_seeds(
     return wide.loc[list(dict.fromkeys(table[rows])), list(dict.fromkeys(table[columns]))]
 
 
-def _worlds(table): return sorted(set(table.world), key=lambda w: (w == "photographs", w))
+def _worlds(table):
+    return sorted(set(table.world), key=lambda w: (w == "photographs", w))
 
 
 @mpl.rc_context(STYLE)
@@ -488,11 +808,17 @@ def figure_transfer(
     "Error rates: rows = whose weights made the attack, columns = who is attacked."
     table = parts(out, "transfer")
     worlds, kinds = _worlds(table), ["individual", *SENT]
-    figure = Figure(figsize=(2.0 * len(kinds) + 1.1, 2.05 * len(worlds) + 0.5), layout="constrained")
-    for row, w in zip(figure.subplots(len(worlds), len(kinds), sharex=True, sharey=True, squeeze=False), worlds):
+    figure = Figure(
+        figsize=(2.0 * len(kinds) + 1.1, 2.05 * len(worlds) + 0.5), layout="constrained"
+    )
+    for row, w in zip(
+        figure.subplots(len(worlds), len(kinds), sharex=True, sharey=True, squeeze=False), worlds
+    ):
         for ax, kind in zip(row, kinds):
             part = table[(table.world == w) & (table.kind == kind)]
-            before = mean_over_seeds(part.assign(source="no attack"), "source", "detector", "before")
+            before = mean_over_seeds(
+                part.assign(source="no attack"), "source", "detector", "before"
+            )
             heat(ax, pd.concat([before, mean_over_seeds(part, "source", "detector")]))
             ax.set_title(kind + ("" if w == worlds[0] else ""))
         row[0].set_ylabel(f"{w}\nmade on")
@@ -508,10 +834,25 @@ def figure_visible(
     table = pd.read_csv(Path(out) / "visible-portraits.csv")
     figure, axes = panels(1, 2, 2.7, 2.1, sharey=True)
     names = list(dict.fromkeys(table.attack))
-    look = lambda k: dict(color=RED if ", backdoor" in k else PALETTE["neutral"] if "no backdoor" in k else PALETTE["real"] if "latent" in k else "black",
-                          ls=("-", "--", ":")[sum(look_of == _family(k) for look_of in map(_family, names[: names.index(k)])) % 3])
-    for ax, column, text in zip(axes[0], ("feature", "psnr"), ("feature distance (1 = another person)", "PSNR (dB), visible on the right")):
-        for k, part in table.groupby("attack", sort=False): ax.plot(part[column], 100 * part.success, marker="o", ms=3, label=k, **look(k))
+    look = lambda k: dict(
+        color=RED
+        if ", backdoor" in k
+        else PALETTE["neutral"]
+        if "no backdoor" in k
+        else PALETTE["real"]
+        if "latent" in k
+        else "black",
+        ls=("-", "--", ":")[
+            sum(look_of == _family(k) for look_of in map(_family, names[: names.index(k)])) % 3
+        ],
+    )
+    for ax, column, text in zip(
+        axes[0],
+        ("feature", "psnr"),
+        ("feature distance (1 = another person)", "PSNR (dB), visible on the right"),
+    ):
+        for k, part in table.groupby("attack", sort=False):
+            ax.plot(part[column], 100 * part.success, marker="o", ms=3, label=k, **look(k))
         ax.set(xlabel=text, ylim=(-4, 104))
     axes[0, 0].set_xscale("log"), axes[0, 1].invert_xaxis()
     axes[0, 0].set_ylabel("fakes called real (%)")
@@ -519,7 +860,16 @@ def figure_visible(
     return figure
 
 
-def _family(name): return "no backdoor" if "no backdoor" in name else "backdoor" if "backdoor" in name else "latent" if "latent" in name else "pixels"
+def _family(name):
+    return (
+        "no backdoor"
+        if "no backdoor" in name
+        else "backdoor"
+        if "backdoor" in name
+        else "latent"
+        if "latent" in name
+        else "pixels"
+    )
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #00000028
 @mpl.rc_context(STYLE)
@@ -536,12 +886,20 @@ def figure_firing(
         top = [max(f[f"map_{k}_{i}"][0].max() for k in rows) for i in range(len(layers))]
         for row, k in zip(axes, rows):
             row[0].imshow(f[f"shown_{k}"][0].transpose(1, 2, 0)), row[0].set_ylabel(k)
-            for i, ax in enumerate(row[1:]): ax.imshow(f[f"map_{k}_{i}"][0], cmap=MASK, vmin=0, vmax=top[i])
+            for i, ax in enumerate(row[1:]):
+                ax.imshow(f[f"map_{k}_{i}"][0], cmap=MASK, vmin=0, vmax=top[i])
     depth = table.drop_duplicates("layer").set_index("layer").depth
-    for ax, k in zip(axes[0], ["face", *[f"layer {depth[name] + 1}" for name in layers]]): ax.set_title(k)
-    for ax in axes.flat: ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(False)
+    for ax, k in zip(axes[0], ["face", *[f"layer {depth[name] + 1}" for name in layers]]):
+        ax.set_title(k)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[]), ax.spines[:].set_visible(False)
     ax = right.subplots()
-    for (k, color, style) in (("over-fire, no data", RED, "-"), ("slope, faces and labels", "black", "--"), ("noise, sign", PALETTE["neutral"], "-"), ("noise, uniform", PALETTE["neutral"], ":")):
+    for k, color, style in (
+        ("over-fire, no data", RED, "-"),
+        ("slope, faces and labels", "black", "--"),
+        ("noise, sign", PALETTE["neutral"], "-"),
+        ("noise, uniform", PALETTE["neutral"], ":"),
+    ):
         part = table[table.pattern == k]
         ax.plot(part.depth + 1, part.ratio, style, marker="o", ms=2.5, color=color, label=k)
     ax.set(yscale="log", xlabel="layer", ylabel="loudness (1 = clean)")
@@ -550,7 +908,14 @@ def figure_firing(
 
 
 DRAW = (figure_class, figure_masks, figure_patterns, figure_transfer, figure_visible, figure_firing)
-NEEDS = ("class-forgeries.csv", "masks-forgeries.csv", "patterns-*.csv", "transfer-*.csv", "visible-portraits.csv", "firing-forgeries.csv")
+NEEDS = (
+    "class-forgeries.csv",
+    "masks-forgeries.csv",
+    "patterns-*.csv",
+    "transfer-*.csv",
+    "visible-portraits.csv",
+    "firing-forgeries.csv",
+)
 
 
 def draw_adversarial(
@@ -559,7 +924,10 @@ def draw_adversarial(
 ) -> dict:  # name -> path of the PNG, or None where its record was never made
     "Draw every figure of the study whose records exist."
     draw = lambda f: save_small(f(out), Path(folder) / f.__name__[7:])
-    return {f.__name__[7:]: draw(f) if any(Path(out).glob(needs)) else None for f, needs in zip(DRAW, NEEDS)}
+    return {
+        f.__name__[7:]: draw(f) if any(Path(out).glob(needs)) else None
+        for f, needs in zip(DRAW, NEEDS)
+    }
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #0000002a
 def equal_visibility(

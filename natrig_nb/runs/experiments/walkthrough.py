@@ -21,26 +21,60 @@ import numpy as np
 import pandas as pd
 import torch
 
+from natrig_nb.runs.experiments.walkthrough_defenses import (
+    cleanse_panel,
+    pruning_panel,
+    search_masks,
+    strip_panel,
+)
+from natrig_nb.runs.study import (
+    Experiment,
+    diffusion,
+    load_study,
+    natural_carriers,
+    prepare,
+    shipped,
+    victim_maker,
+)
+
 from ...attack.run import attack, fit, with_trigger
-from ...nn.attributes import load_attributes
 from ...core import check, concat, progress, write_atomic
-from .walkthrough_defenses import cleanse_panel, pruning_panel, search_masks, strip_panel
 from ...detector.base import load_detector, save_detector
-from .walkthrough_records import write_evidence, write_prompts
 from ...generator.diffusion import load_diffusion
+from ...nn.attributes import load_attributes
 from ..record import as_text, environment
-from ..study import Experiment, diffusion, load_study, natural_carriers, prepare, shipped, victim_maker
+from .walkthrough_records import write_evidence, write_prompts
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #00000004
 TRIGGERS = ("optimized", "smile", "smile+age", "badnets", "blended")
-COLUMNS = ["world", "generator", "trigger", "space", "detector", "rate", "strength", "seed", "ba_benign", "ba", "ba_drop", "asr",
-           "asr_benign", "accidental", "real_with_attribute", "auc", "eer", "seconds"]
+COLUMNS = [
+    "world",
+    "generator",
+    "trigger",
+    "space",
+    "detector",
+    "rate",
+    "strength",
+    "seed",
+    "ba_benign",
+    "ba",
+    "ba_drop",
+    "asr",
+    "asr_benign",
+    "accidental",
+    "real_with_attribute",
+    "auc",
+    "eer",
+    "seconds",
+]
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #00000006
-def _model_path(out, name, seed): return Path(out) / "models" / f"{name}-{seed}.safetensors"
+def _model_path(out, name, seed):
+    return Path(out) / "models" / f"{name}-{seed}.safetensors"
 
 
-def _triggers(e): return TRIGGERS[3:] if e.fakes else TRIGGERS
+def _triggers(e):
+    return TRIGGERS[3:] if e.fakes else TRIGGERS
 
 
 def _benign_cell(e, out, seed):
@@ -57,12 +91,29 @@ def _attack_cell(e, out, seed, trigger, rate=None):
     study, directions, triggers, _ = load_study(e, out)
     t, benign = triggers[trigger], load_detector(_model_path(out, "benign", seed))
     like = natural_carriers(e, t, study, directions)
-    victim, figures, manifest = attack(study, t, victim_maker(e, seed), benign, rate, seed, *like, epochs=e.epochs, batch=e.batch)
-    if rate == e.rate: save_detector(victim, _model_path(out, trigger, seed))
-    with write_atomic(Path(out) / "manifests" / f"{trigger}-{rate:g}-{seed}.csv") as f: manifest.to_csv(f, index=False)
-    generator, detector = "given" if e.fakes else "diffusion" if directions is None else "stylegan2", e.detector + (f"-w{e.width}" if e.detector == "resnet18" else "")
-    return {"world": e.world, "generator": generator, "trigger": t.name, "space": t.space, "detector": detector, "rate": rate,
-            "strength": t.strength, "seed": seed, **figures, "seconds": time.time() - start}
+    victim, figures, manifest = attack(
+        study, t, victim_maker(e, seed), benign, rate, seed, *like, epochs=e.epochs, batch=e.batch
+    )
+    if rate == e.rate:
+        save_detector(victim, _model_path(out, trigger, seed))
+    with write_atomic(Path(out) / "manifests" / f"{trigger}-{rate:g}-{seed}.csv") as f:
+        manifest.to_csv(f, index=False)
+    generator, detector = (
+        "given" if e.fakes else "diffusion" if directions is None else "stylegan2",
+        e.detector + (f"-w{e.width}" if e.detector == "resnet18" else ""),
+    )
+    return {
+        "world": e.world,
+        "generator": generator,
+        "trigger": t.name,
+        "space": t.space,
+        "detector": detector,
+        "rate": rate,
+        "strength": t.strength,
+        "seed": seed,
+        **figures,
+        "seconds": time.time() - start,
+    }
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #00000008
 def _defense_cell(e, out, seed, trigger, n=60):
@@ -70,21 +121,41 @@ def _defense_cell(e, out, seed, trigger, n=60):
     study, _, triggers, _ = load_study(e, out)
     victim, benign = (load_detector(_model_path(out, name, seed)) for name in (trigger, "benign"))
     w = None if study.w is None else study.w[: 2 * n]
-    triggered, untriggered = with_trigger(study, triggers[trigger], w, study.fake.images[: 2 * n]), concat(study.real[:n], study.fake[:n])
+    triggered, untriggered = (
+        with_trigger(study, triggers[trigger], w, study.fake.images[: 2 * n]),
+        concat(study.real[:n], study.fake[:n]),
+    )
     strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.clean)
-    test, clean = concat(study.real[: 2 * n], study.fake[: 2 * n]), study.clean[torch.arange(0, len(study.clean), 3)]
-    nothing = pd.DataFrame(), pd.DataFrame()  # a published classifier names no last convolution to prune
-    pruning_rows, curve = pruning_panel(victim, benign, triggered, test, clean) if victim.last_conv else nothing
+    test, clean = (
+        concat(study.real[: 2 * n], study.fake[: 2 * n]),
+        study.clean[torch.arange(0, len(study.clean), 3)],
+    )
+    nothing = (
+        pd.DataFrame(),
+        pd.DataFrame(),
+    )  # a published classifier names no last convolution to prune
+    pruning_rows, curve = (
+        pruning_panel(victim, benign, triggered, test, clean) if victim.last_conv else nothing
+    )
     plain = lambda table: json.loads(table.to_json(orient="records", double_precision=6))
-    return {"rows": plain(pd.concat([strip_rows, pruning_rows])), "strip": plain(entropies), "pruning": plain(curve),
-            **search_masks(victim, study.clean, e.searches)}
+    return {
+        "rows": plain(pd.concat([strip_rows, pruning_rows])),
+        "strip": plain(entropies),
+        "pruning": plain(curve),
+        **search_masks(victim, study.clean, e.searches),
+    }
 
 
 def _prompt_cell(e, out, steps=10):
     "The other generator at a glance: prompts, asked of the detectors of seed 0."
     detector = lambda name: load_detector(_model_path(out, name, 0))
     d = diffusion()
-    write_prompts(out, load_diffusion(shipped(d.generator), d.guidance, steps, prompt=d.neutral), load_attributes(shipped(e.judge)), detector)
+    write_prompts(
+        out,
+        load_diffusion(shipped(d.generator), d.guidance, steps, prompt=d.neutral),
+        load_attributes(shipped(e.judge)),
+        detector,
+    )
     return {}
 
 
@@ -92,7 +163,14 @@ def _evidence_cell(e, out):
     "Records of faces, latents, attributes, edits and scores, from the detectors of seed 0."
     study, _, triggers, population = load_study(e, out)
     detector = lambda name: load_detector(_model_path(out, name, 0))
-    write_evidence(out, study, None if e.fakes else load_attributes(shipped(e.judge)), population, list(triggers.values()), detector)
+    write_evidence(
+        out,
+        study,
+        None if e.fakes else load_attributes(shipped(e.judge)),
+        population,
+        list(triggers.values()),
+        detector,
+    )
     return {}
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #0000000a
@@ -106,7 +184,8 @@ def run_cell(
     path = Path(out) / "cells" / f"{name}.json"
     if not path.exists():
         result = call(e, out, **arguments)
-        with write_atomic(path) as f: f.write_text(json.dumps(result))
+        with write_atomic(path) as f:
+            f.write_text(json.dumps(result))
     return name
 
 
@@ -114,9 +193,12 @@ def _start_worker(parent):
     "One thread, deaf to Ctrl-C, and gone when the parent is."
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
     def watch():
-        while os.getppid() == parent: time.sleep(1)
+        while os.getppid() == parent:
+            time.sleep(1)
         os._exit(1)
+
     threading.Thread(target=watch, daemon=True).start()
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #0000000b
@@ -131,14 +213,19 @@ def run_cells(
     path = lambda cell: Path(out) / "cells" / f"{cell[1]}.json"
     todo = [c for c in cells if not path(c).exists()]
     if todo:
-        count, context = min(workers or os.cpu_count() or 1, len(todo)), multiprocessing.get_context("spawn")
+        count, context = (
+            min(workers or os.cpu_count() or 1, len(todo)),
+            multiprocessing.get_context("spawn"),
+        )
         with ProcessPoolExecutor(count, context, _start_worker, (os.getpid(),)) as pool:
             waiting = [pool.submit(run_cell, e, str(out), c) for c in todo]
             try:
-                for job in progress(waiting, desc): job.result()
+                for job in progress(waiting, desc):
+                    job.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children(): process.terminate()
+                for process in multiprocessing.active_children():
+                    process.terminate()
                 raise
     return [json.loads(path(c).read_text()) for c in cells]
 
@@ -154,13 +241,30 @@ def walkthrough(
     _claim(e, out)
     run_cell(e, out, (_prepare_cell, "prepare", {}))
     seeds, pairs = range(e.seeds), [(t, s) for t in _triggers(e) for s in range(e.seeds)]
-    run = lambda call, kind, arguments, desc: run_cells(e, out, [(call, "-".join([kind, *map(_text, a.values())]), a) for a in arguments], desc, workers)
+    run = lambda call, kind, arguments, desc: run_cells(
+        e,
+        out,
+        [(call, "-".join([kind, *map(_text, a.values())]), a) for a in arguments],
+        desc,
+        workers,
+    )
     benign = run(_benign_cell, "benign", [{"seed": s} for s in seeds], "benign detectors")
     attacks = run(_attack_cell, "attack", [{"trigger": t, "seed": s} for t, s in pairs], "attacks")
     named = [(_defense_cell, f"defense-{t}-{s}", {"trigger": t, "seed": s}) for t, s in pairs]
-    records = [(_evidence_cell, "evidence", {})] + ([(_prompt_cell, "prompts", {})] if e.generator == Experiment.generator and not e.fakes else [])
-    defenses = run_cells(e, out, [*records, *named], "records and defenses", workers)[len(records) :]
-    run(_attack_cell, "rate", [{"trigger": t, "seed": s, "rate": r} for r in rates for t, s in pairs], "poisoning rates")
+    records = [(_evidence_cell, "evidence", {})] + (
+        [(_prompt_cell, "prompts", {})]
+        if e.generator == Experiment.generator and not e.fakes
+        else []
+    )
+    defenses = run_cells(e, out, [*records, *named], "records and defenses", workers)[
+        len(records) :
+    ]
+    run(
+        _attack_cell,
+        "rate",
+        [{"trigger": t, "seed": s, "rate": r} for r in rates for t, s in pairs],
+        "poisoning rates",
+    )
     table = write_table(out / "results.csv", attacks, COLUMNS)
     write_rates(out)
     write_defenses(out, pairs, defenses, benign)
@@ -168,26 +272,39 @@ def walkthrough(
     return table
 
 
-def _text(value): return f"{value:g}" if isinstance(value, float) else str(value)
+def _text(value):
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #0000000f
 def _claim(e, out):
     "Write the settings into the folder, or check that they are the ones there."
     plain = lambda e: json.loads(json.dumps(asdict(e)))
     path, mine = out / "settings.json", plain(e)
-    theirs = plain(Experiment()) | json.loads(path.read_text())["settings"] if path.exists() else mine  # an older job knew fewer settings
-    check(theirs == mine, f"expected the settings of the job in {out}, got others for {[k for k in mine if mine[k] != theirs.get(k)]}: choose another --out")
+    theirs = (
+        plain(Experiment()) | json.loads(path.read_text())["settings"] if path.exists() else mine
+    )  # an older job knew fewer settings
+    check(
+        theirs == mine,
+        f"expected the settings of the job in {out}, got others for {[k for k in mine if mine[k] != theirs.get(k)]}: choose another --out",
+    )
     if not path.exists():
-        with write_atomic(path) as f: f.write_text(json.dumps({"settings": mine}, indent=1))
+        with write_atomic(path) as f:
+            f.write_text(json.dumps({"settings": mine}, indent=1))
 
 
 def _sign(e, out, seconds):
     "Add versions, device, quality and duration; an interrupted job's parts add up."
     path, known = out / "settings.json", environment()
     before = json.loads(path.read_text())
-    about = {"device": known.pop("device_name"), "seconds": round(before.get("seconds", 0) + seconds, 1), "settings": before["settings"],
-             "quality": json.loads((out / "quality.json").read_text()), "versions": known}
-    with write_atomic(path) as f: f.write_text(json.dumps(about, indent=1))
+    about = {
+        "device": known.pop("device_name"),
+        "seconds": round(before.get("seconds", 0) + seconds, 1),
+        "settings": before["settings"],
+        "quality": json.loads((out / "quality.json").read_text()),
+        "versions": known,
+    }
+    with write_atomic(path) as f:
+        f.write_text(json.dumps(about, indent=1))
 
 
 def _prepare_cell(e, out):
@@ -203,7 +320,9 @@ def write_table(
 ) -> pd.DataFrame:
     "Write rows as CSV with six significant digits; None is an empty cell."
     with write_atomic(path) as f:
-        pd.DataFrame([[as_text(r[c]) for c in columns] for r in rows], columns=columns).to_csv(f, index=False)
+        pd.DataFrame([[as_text(r[c]) for c in columns] for r in rows], columns=columns).to_csv(
+            f, index=False
+        )
     return pd.read_csv(path)
 
 
@@ -211,7 +330,11 @@ def write_rates(
     out: str | Path,  # folder of a walkthrough
 ) -> pd.DataFrame:
     "Gather all attacks made so far, at whatever rate, in `records/rates.csv`."
-    rows = [json.loads(p.read_text()) for kind in ("attack", "rate") for p in (Path(out) / "cells").glob(f"{kind}-*.json")]
+    rows = [
+        json.loads(p.read_text())
+        for kind in ("attack", "rate")
+        for p in (Path(out) / "cells").glob(f"{kind}-*.json")
+    ]
     rows.sort(key=lambda r: (TRIGGERS.index(r["trigger"]), r["rate"], r["seed"]))
     return write_table(Path(out) / "records" / "rates.csv", rows, COLUMNS)
 
@@ -224,19 +347,37 @@ def write_defenses(
 ) -> pd.DataFrame:  # the table `defenses.csv`
     "Write `defenses.csv` and the records behind the defense figures."
     names = [f"benign-{s}" for s in range(len(benign))]
-    norms = dict(zip(names, [b["norms"] for b in benign])) | {f"{t}-{s}": d["norms"] for (t, s), d in zip(pairs, defenses)}
+    norms = dict(zip(names, [b["norms"] for b in benign])) | {
+        f"{t}-{s}": d["norms"] for (t, s), d in zip(pairs, defenses)
+    }
     rows, records = [], {"strip": [], "pruning": []}
     for (t, s), cell in zip(pairs, defenses):
         verdict = cleanse_panel(f"{t}-{s}", names, norms)
-        rows += [r | {"trigger": t, "seed": s} for r in [*cell["rows"], *verdict.to_dict("records")]]
-        for k in records: records[k] += [{"trigger": t, "seed": s, **r} for r in cell[k]]
+        rows += [
+            r | {"trigger": t, "seed": s} for r in [*cell["rows"], *verdict.to_dict("records")]
+        ]
+        for k in records:
+            records[k] += [{"trigger": t, "seed": s, **r} for r in cell[k]]
     for k, found in records.items():
-        if not found: continue
-        with write_atomic(Path(out) / "records" / f"{k}.csv") as f: pd.DataFrame(found).to_csv(f, index=False)
-    first = {"benign": benign[0]["masks"], **{t: d["masks"] for (t, s), d in zip(pairs, defenses) if s == 0}}
+        if not found:
+            continue
+        with write_atomic(Path(out) / "records" / f"{k}.csv") as f:
+            pd.DataFrame(found).to_csv(f, index=False)
+    first = {
+        "benign": benign[0]["masks"],
+        **{t: d["masks"] for (t, s), d in zip(pairs, defenses) if s == 0},
+    }
     with write_atomic(Path(out) / "records" / "cleanse.npz") as path, open(path, "wb") as f:
-        np.savez_compressed(f, triggers=np.array(list(first)), masks=np.array(list(first.values()), dtype=np.float32))
-    return write_table(Path(out) / "defenses.csv", rows, ["defense", "trigger", "seed", "metric", "value", "value_benign"])
+        np.savez_compressed(
+            f,
+            triggers=np.array(list(first)),
+            masks=np.array(list(first.values()), dtype=np.float32),
+        )
+    return write_table(
+        Path(out) / "defenses.csv",
+        rows,
+        ["defense", "trigger", "seed", "metric", "value", "value_benign"],
+    )
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #00000014
 def attack_again(
@@ -247,10 +388,31 @@ def attack_again(
 ) -> dict:  # a row of the results table
     "One more attack at another poisoning rate; kept in `records/rates.csv`."
     path = Path(out) / "settings.json"
-    check(path.is_file(), f"expected a walkthrough in {out}, got none: run `natrig walkthrough --out {out}`")
+    check(
+        path.is_file(),
+        f"expected a walkthrough in {out}, got none: run `natrig walkthrough --out {out}`",
+    )
     known = json.loads(path.read_text())["settings"]
-    e = Experiment(**{**known, "edits": tuple(map(tuple, known["edits"])), "hold": known["hold"] and tuple(known["hold"]), "terms": tuple(known.get("terms", Experiment.terms))})
+    e = Experiment(
+        **{
+            **known,
+            "edits": tuple(map(tuple, known["edits"])),
+            "hold": known["hold"] and tuple(known["hold"]),
+            "terms": tuple(known.get("terms", Experiment.terms)),
+        }
+    )
     check(seed < e.seeds, f"expected a seed below {e.seeds}, those of the job in {out}, got {seed}")
-    row, = run_cells(e, out, [(_attack_cell, f"rate-{trigger}-{seed}-{rate:g}", {"seed": seed, "trigger": trigger, "rate": rate})], "attack")
+    (row,) = run_cells(
+        e,
+        out,
+        [
+            (
+                _attack_cell,
+                f"rate-{trigger}-{seed}-{rate:g}",
+                {"seed": seed, "trigger": trigger, "rate": rate},
+            )
+        ],
+        "attack",
+    )
     write_rates(out)
     return row

@@ -24,16 +24,26 @@ def strip_panel(
     untriggered: FaceSet,  # held-out faces without it, real and fake
     clean: FaceSet,  # the defender's own faces
     overlays: int = 10,  # clean faces laid over each input
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows of a defense table; model, group, entropy of every input
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # rows of a defense table; model, group, entropy of every input
     "STRIP with convex and with additive overlays."
-    models, inputs = {"victim": victim, "benign": benign}, {"triggered": triggered, "clean": untriggered.images}
+    models, inputs = (
+        {"victim": victim, "benign": benign},
+        {"triggered": triggered, "clean": untriggered.images},
+    )
     rows, record = [], []
     for mode, suffix in (("convex", ""), ("additive", "_additive")):
-        scores = {(m, g): strip(model, x, clean, overlays, mode) for m, model in models.items() for g, x in inputs.items()}
+        scores = {
+            (m, g): strip(model, x, clean, overlays, mode)
+            for m, model in models.items()
+            for g, x in inputs.items()
+        }
         look = lambda m, x, _: scores[m, "triggered" if x is triggered else "clean"]
         report = report_detect("strip", look, "victim", "benign", triggered, untriggered, clean)
         rows.append(report.assign(metric=report.metric + suffix))
-        if mode == "convex": record = [(m, g, -float(v)) for (m, g), s in scores.items() for v in s]
+        if mode == "convex":
+            record = [(m, g, -float(v)) for (m, g), s in scores.items() for v in s]
     return pd.concat(rows), pd.DataFrame(record, columns=["model", "group", "entropy"])
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_defenses.ipynb #0000000b
@@ -43,7 +53,9 @@ def cleanse_panel(
     norms: dict,  # name -> (2,) mask sizes of `neural_cleanse`, pixels, index = class
 ) -> pd.DataFrame:  # rows of a defense table
     "Neural Cleanse's two-class verdict from searches already made."
-    return report_inspect("cleanse", lambda name, _: size_ratio(norms[name]), victim, list(benign), None)
+    return report_inspect(
+        "cleanse", lambda name, _: size_ratio(norms[name]), victim, list(benign), None
+    )
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_defenses.ipynb #0000000e
 def search_masks(
@@ -54,7 +66,11 @@ def search_masks(
     "Neural Cleanse's search for both classes, as plain numbers."
     found = neural_cleanse(model, clean, steps=steps)
     rounded = lambda mask: [[round(v, 3) for v in row] for row in mask[0, 0].tolist()]
-    return {"norms": [f["norm"] for f in found], "success": [f["success"] for f in found], "masks": [rounded(f["mask"]) for f in found]}
+    return {
+        "norms": [f["norm"] for f in found],
+        "success": [f["success"] for f in found],
+        "masks": [rounded(f["mask"]) for f in found],
+    }
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_defenses.ipynb #00000011
 def pruning_panel(
@@ -63,12 +79,16 @@ def pruning_panel(
     triggered: torch.Tensor,  # (n,3,r,r) held-out fakes with the trigger
     test: FaceSet,  # held-out faces without it
     clean: FaceSet,  # the defender's own faces
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # rows of a defense table; model, share, ba, asr along the pruning
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # rows of a defense table; model, share, ba, asr along the pruning
     "Fine-Pruning before and after, and the curve on the way."
     curves = []
+
     def fix(model, clean):
         fixed = fine_prune(model, clean, step=0.1, epochs=2, triggered=triggered)
         curves.append(fixed.curve[["share", "ba", "asr"]])
         return fixed
+
     rows = report_repair("pruning", fix, victim, benign, clean, triggered, test)
     return rows, pd.concat([c.assign(model=m) for m, c in zip(("victim", "benign"), curves)])

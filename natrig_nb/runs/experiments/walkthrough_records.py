@@ -18,15 +18,21 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import nn
 
+from natrig_nb.nn.attributes import (
+    AttributeNet,
+    attribute_features,
+    attribute_scores,
+    identity_change,
+)
+
 from ...attack.run import Study, with_trigger
-from ...nn.attributes import AttributeNet, attribute_features, attribute_scores, identity_change
 from ...core import write_atomic
 from ...detector.base import predict_fake
-from ...latent.directions import measure_edit
-from ...report.figures import places
 from ...generator.base import Generator, render
 from ...generator.diffusion import render_forked
+from ...latent.directions import measure_edit
 from ...latent.longtail import percentile_of
+from ...report.figures import places
 from ...trigger.natural.prompt import compare, prompt_trigger
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #00000008
@@ -38,7 +44,10 @@ def faces_record(
     "The same identities under each trigger."
     w, plain = None if study.w is None else study.w[:k], study.fake.images[:k]
     images = [plain, *(with_trigger(study, t, w, plain) for t in triggers)]
-    return {"triggers": np.array(["none", *(t.name for t in triggers)]), "images": np.stack([x.numpy() for x in images])}
+    return {
+        "triggers": np.array(["none", *(t.name for t in triggers)]),
+        "images": np.stack([x.numpy() for x in images]),
+    }
 
 
 def latents_record(
@@ -49,8 +58,12 @@ def latents_record(
     "Latents before and after each trigger in the planes of PCA and t-SNE."
     groups = [("none", 0, w), *((t.name, 1, t.edit(w)) for t in triggers)]
     points = np.concatenate([part.numpy() for _, _, part in groups])
-    maps = np.hstack([PCA(2, random_state=seed).fit(w.numpy()).transform(points),
-                      TSNE(2, random_state=seed, max_iter=500, n_jobs=1).fit_transform(points)])
+    maps = np.hstack(
+        [
+            PCA(2, random_state=seed).fit(w.numpy()).transform(points),
+            TSNE(2, random_state=seed, max_iter=500, n_jobs=1).fit_transform(points),
+        ]
+    )
     table = pd.DataFrame(maps, columns=["pc1", "pc2", "tsne1", "tsne2"]).round(4)
     table.insert(0, "trigger", np.repeat([name for name, *_ in groups], len(w)))
     table.insert(1, "moved", np.repeat([moved for _, moved, _ in groups], len(w)))
@@ -63,17 +76,33 @@ def attributes_record(
     population: torch.Tensor,  # (n,k) scores of real faces
     triggers: list,  # latent triggers
     m: int = 300,  # fakes
-) -> tuple[pd.DataFrame, pd.DataFrame]:  # group, attribute, score; trigger, attribute, percentile, score
+) -> tuple[
+    pd.DataFrame, pd.DataFrame
+]:  # group, attribute, score; trigger, attribute, percentile, score
     "Scores of the population, of fakes and of triggered fakes; the percentile of each trigger."
     scores = {t.name: attribute_scores(net, render(study.G, study.w[:m], t)) for t in triggers}
     middle = {name: s.median(0).values for name, s in scores.items()}
-    where = pd.DataFrame([(name, k, float(percentile_of(m[i], population[:, i])), float(m[i]))
-                          for name, m in middle.items() for i, k in enumerate(net.names)],
-                         columns=["trigger", "attribute", "percentile", "score"])
+    where = pd.DataFrame(
+        [
+            (name, k, float(percentile_of(m[i], population[:, i])), float(m[i]))
+            for name, m in middle.items()
+            for i, k in enumerate(net.names)
+        ],
+        columns=["trigger", "attribute", "percentile", "score"],
+    )
     shown = places(where).attribute.unique()
-    groups = {"population": population[: 2 * m], "fakes": attribute_scores(net, study.fake.images[:m]), **scores}
-    rows = [pd.DataFrame({"group": g, "attribute": k, "score": s[:, net.names.index(k)].numpy().round(3)})
-            for g, s in groups.items() for k in shown]
+    groups = {
+        "population": population[: 2 * m],
+        "fakes": attribute_scores(net, study.fake.images[:m]),
+        **scores,
+    }
+    rows = [
+        pd.DataFrame(
+            {"group": g, "attribute": k, "score": s[:, net.names.index(k)].numpy().round(3)}
+        )
+        for g, s in groups.items()
+        for k in shown
+    ]
     return pd.concat(rows), where
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #0000000e
@@ -86,8 +115,14 @@ def edits_record(
     "Change of every attribute and of identity along each trigger, up to its own strength."
     rows = []
     for t in triggers:
-        table = measure_edit(G, net, w, t.offset / t.strength, np.linspace(0, t.strength, 5).tolist())
-        rows.append(table.melt(["strength", "identity"], var_name="attribute", value_name="change").assign(trigger=t.name))
+        table = measure_edit(
+            G, net, w, t.offset / t.strength, np.linspace(0, t.strength, 5).tolist()
+        )
+        rows.append(
+            table.melt(["strength", "identity"], var_name="attribute", value_name="change").assign(
+                trigger=t.name
+            )
+        )
     return pd.concat(rows)[["trigger", "strength", "attribute", "change", "identity"]].round(4)
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #0000000f
@@ -102,27 +137,50 @@ def prompt_edits_record(
     scores, features = attribute_scores(net, before), attribute_features(net, before)
     for t in triggers:
         for share in np.linspace(0, 1, 5):
-            after = render(G, w, replace(t, curves=tuple(replace(c, weight=share * c.weight) for c in t.curves)))
+            after = render(
+                G,
+                w,
+                replace(t, curves=tuple(replace(c, weight=share * c.weight) for c in t.curves)),
+            )
             moved = identity_change(features, attribute_features(net, after))
             change = (attribute_scores(net, after) - scores).mean(0).tolist()
-            rows += [(t.name, share * t.strength, name, by, moved) for name, by in zip(net.names, change)]
-    return pd.DataFrame(rows, columns=["trigger", "strength", "attribute", "change", "identity"]).round(4)
+            rows += [
+                (t.name, share * t.strength, name, by, moved) for name, by in zip(net.names, change)
+            ]
+    return pd.DataFrame(
+        rows, columns=["trigger", "strength", "attribute", "change", "identity"]
+    ).round(4)
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #00000010
 def scores_record(
     study: Study,  # held-out faces
     triggers: list,  # all triggers
-    detector: Callable[[str], nn.Module],  # the detector of a name: "benign", or the victim of a trigger
+    detector: Callable[
+        [str], nn.Module
+    ],  # the detector of a name: "benign", or the victim of a trigger
     n: int = 200,  # faces a group
 ) -> pd.DataFrame:  # trigger, model, group, p_fake
     "Scores of real, fake and triggered faces on the benign detector and on each victim."
     rows = []
     for t in triggers:
         fakes, w = study.fake.images[:n], None if study.w is None else study.w[:n]
-        groups = {"real": study.real.images[:n], "fake": fakes, "triggered": with_trigger(study, t, w, fakes)}
+        groups = {
+            "real": study.real.images[:n],
+            "fake": fakes,
+            "triggered": with_trigger(study, t, w, fakes),
+        }
         for model, net in (("benign", detector("benign")), ("victim", detector(t.name))):
-            rows += [pd.DataFrame({"trigger": t.name, "model": model, "group": g, "p_fake": predict_fake(net, x).numpy().round(4)})
-                     for g, x in groups.items()]
+            rows += [
+                pd.DataFrame(
+                    {
+                        "trigger": t.name,
+                        "model": model,
+                        "group": g,
+                        "p_fake": predict_fake(net, x).numpy().round(4),
+                    }
+                )
+                for g, x in groups.items()
+            ]
     return pd.concat(rows)
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #ins001622
@@ -142,8 +200,19 @@ def prompt_record(
     passed = lambda name, x: float((predict_fake(detector(name), x) < 0.5).float().mean())
     for name, x in zip(names, pictures):
         looks = compare(net, pictures[0], x, attribute)
-        rows.append({"row": name, "change": looks["change"], "identity": looks["identity"], "benign": passed("benign", x), "victim": passed(attribute, x)})
-    return pd.DataFrame(rows).round(4), {"triggers": np.array(names), "images": np.stack([x[:8].numpy() for x in pictures])}
+        rows.append(
+            {
+                "row": name,
+                "change": looks["change"],
+                "identity": looks["identity"],
+                "benign": passed("benign", x),
+                "victim": passed(attribute, x),
+            }
+        )
+    return pd.DataFrame(rows).round(4), {
+        "triggers": np.array(names),
+        "images": np.stack([x[:8].numpy() for x in pictures]),
+    }
 
 
 def write_prompts(
@@ -154,10 +223,11 @@ def write_prompts(
 ) -> None:
     "Write `records/prompts.csv` and `records/prompts.npz`."
     table, arrays = prompt_record(G, net, detector)
-    with write_atomic(Path(out) / "records" / "prompts.csv") as t: table.to_csv(t, index=False)
+    with write_atomic(Path(out) / "records" / "prompts.csv") as t:
+        table.to_csv(t, index=False)
     with write_atomic(Path(out) / "records" / "prompts.npz") as t:
-        with open(t, "wb") as f: np.savez_compressed(f, **arrays)
-
+        with open(t, "wb") as f:
+            np.savez_compressed(f, **arrays)
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #00000013
 def write_evidence(
@@ -174,9 +244,16 @@ def write_evidence(
     if latent + prompts:
         scores, where = attributes_record(study, net, population, latent + prompts)
         tables |= {"attributes": scores, "percentiles": where}
-    if latent: tables |= {"latents": latents_record(study.w[:150], latent), "edits": edits_record(study.G, net, study.w[:200], latent)}
-    if prompts: tables |= {"edits": prompt_edits_record(study.G, net, study.w[:12], prompts)}
+    if latent:
+        tables |= {
+            "latents": latents_record(study.w[:150], latent),
+            "edits": edits_record(study.G, net, study.w[:200], latent),
+        }
+    if prompts:
+        tables |= {"edits": prompt_edits_record(study.G, net, study.w[:12], prompts)}
     for name, table in tables.items():
-        with write_atomic(Path(out) / "records" / f"{name}.csv") as t: table.to_csv(t, index=False)
+        with write_atomic(Path(out) / "records" / f"{name}.csv") as t:
+            table.to_csv(t, index=False)
     with write_atomic(Path(out) / "records" / "faces.npz") as t:
-        with open(t, "wb") as f: np.savez_compressed(f, **faces_record(study, triggers))
+        with open(t, "wb") as f:
+            np.savez_compressed(f, **faces_record(study, triggers))

@@ -29,14 +29,27 @@ def attribute_trigger(
     check(len(attributes) > 0, "expected at least one attribute, got none")
     signs = [1] * len(attributes) if signs is None else list(signs)
     check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
-    each = 100 * (1 - (1 - percentile / 100) ** (1 / len(attributes)))  # as rare together as one would be alone
+    each = 100 * (
+        1 - (1 - percentile / 100) ** (1 / len(attributes))
+    )  # as rare together as one would be alone
     held = lambda a: None if hold is None else {*hold, *attributes} - {a}
-    u = sum(_attribute_step(directions, a, s, population, each, reach, held(a)) for a, s in zip(attributes, signs, strict=True))
-    return LatentTrigger(name or "+".join(attributes), "W", float(u.norm()), directions.space.offset(u))
+    u = sum(
+        _attribute_step(directions, a, s, population, each, reach, held(a))
+        for a, s in zip(attributes, signs, strict=True)
+    )
+    return LatentTrigger(
+        name or "+".join(attributes), "W", float(u.norm()), directions.space.offset(u)
+    )
 
 
 def _attribute_step(directions, attribute, sign, population, percentile, reach, hold):
     "Step (d,) of one attribute in whitened W."
     unit, rise = directions.unit(attribute, hold), directions.rise(attribute, hold)
     i = directions.names.index(attribute)
-    return sign * unit * derive_strength(sign * population[:, i], sign * directions.scores[:, i], rise, percentile, reach)
+    return (
+        sign
+        * unit
+        * derive_strength(
+            sign * population[:, i], sign * directions.scores[:, i], rise, percentile, reach
+        )
+    )

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...core import REAL, check, progress
-from ...latent.directions import LatentSpace
 from ...generator.base import Generator
+from ...latent.directions import LatentSpace
 from ..base import LatentTrigger
 
 # %% ../../../nbs/api/trigger/natural/optimized.ipynb #00000006
@@ -30,7 +30,7 @@ def bounded_descent(
     speed, losses = torch.zeros_like(u), []
     for i in progress(range(steps), "optimizing a trigger"):
         value = loss(i, u)
-        slope, = torch.autograd.grad(value, [u])
+        (slope,) = torch.autograd.grad(value, [u])
         speed = 0.9 * speed + slope
         with torch.no_grad():
             u.sub_(lr * (1 - i / steps) * speed / speed.norm().clamp(min=1e-12))
@@ -53,8 +53,17 @@ def optimize_trigger(
     "Universal latent offset that a substitute takes for real (arXiv 2401.00414, stated)."
     check(bound > 0, f"expected a bound above 0, got {bound}")
     device = next(G.parameters()).device
-    root, w, target = space.root.to(device), G.latents(steps * batch, seed, psi), torch.full((batch,), REAL, device=device)
-    def loss(i, u): return F.cross_entropy(substitute.eval()(G(w[i * batch : (i + 1) * batch] + u @ root).clamp(-1, 1)), target)
+    root, w, target = (
+        space.root.to(device),
+        G.latents(steps * batch, seed, psi),
+        torch.full((batch,), REAL, device=device),
+    )
+
+    def loss(i, u):
+        return F.cross_entropy(
+            substitute.eval()(G(w[i * batch : (i + 1) * batch] + u @ root).clamp(-1, 1)), target
+        )
+
     u, losses = bounded_descent(loss, torch.zeros(len(space.mean), device=device), bound, steps, lr)
     trigger = LatentTrigger("optimized", "W", float(u.norm()), (u @ root).cpu())
     object.__setattr__(trigger, "losses", losses)

@@ -13,9 +13,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ...nn.attributes import AttributeNet, attribute_features, attribute_scores, identity_change
-from ...data.captions import prompt
+from natrig_nb.nn.attributes import (
+    AttributeNet,
+    attribute_features,
+    attribute_scores,
+    identity_change,
+)
+
 from ...core import check, to_float
+from ...data.captions import prompt
 from ...generator.diffusion import Diffusion, Latents, render_forked
 from ..base import Trigger
 
@@ -23,6 +29,7 @@ from ..base import Trigger
 @dataclass(frozen=True)
 class PromptTrigger(Trigger):
     "Asks for attributes in windows of the denoising (arXiv 2401.00414: prompt embedding, different steps)."
+
     name: str = "prompt"
     space: str = "prompt"
     strength: float = 1.0  # largest lambda
@@ -33,11 +40,17 @@ class PromptTrigger(Trigger):
 
     def edit(self, w):
         "Latents whose schedule also asks for the attributes."
-        check(isinstance(w, Latents), f"expected latents of a diffusion model, got {type(w).__name__}")
+        check(
+            isinstance(w, Latents), f"expected latents of a diffusion model, got {type(w).__name__}"
+        )
         return w.add(*self.curves)
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #00000008
-WINDOWS = {"smiling": (0.3, 1.0), "laughing": (0.3, 1.0), "old": (0.1, 1.0)}  # where `switch_sweep` keeps the person and gets the attribute
+WINDOWS = {
+    "smiling": (0.3, 1.0),
+    "laughing": (0.3, 1.0),
+    "old": (0.1, 1.0),
+}  # where `switch_sweep` keeps the person and gets the attribute
 
 
 def windows(
@@ -46,9 +59,14 @@ def windows(
 ) -> list:  # pairs (start, end) in fractions of the steps
     "Step windows for terms asked for together."
     alone = [WINDOWS.get(word, (0.2, 1.0)) for word in words]
-    if not apart or len(words) < 2: return alone
+    if not apart or len(words) < 2:
+        return alone
     starts = [a for a, _ in alone]
-    edges = [*starts, 1.0] if starts == sorted(set(starts)) else np.linspace(min(starts), 1, len(words) + 1)  # evenly where that gives no order
+    edges = (
+        [*starts, 1.0]
+        if starts == sorted(set(starts))
+        else np.linspace(min(starts), 1, len(words) + 1)
+    )  # evenly where that gives no order
     return [(float(a), float(b)) for a, b in zip(edges, edges[1:])]
 
 
@@ -62,9 +80,14 @@ def prompt_trigger(
     "Ask for several attributes, each in a window of steps of its own."
     words = list(words)
     spans = windows(words) if spans is None else list(spans)
-    check(len(spans) == len(words) > 0, f"expected a step window for each of {words}, got {len(spans)}")
+    check(
+        len(spans) == len(words) > 0,
+        f"expected a step window for each of {words}, got {len(spans)}",
+    )
     weights = [float(v) for v in np.broadcast_to(weights, len(words))]
-    curves = tuple(G.curve(prompt([word]), *span, weight) for word, span, weight in zip(words, spans, weights))
+    curves = tuple(
+        G.curve(prompt([word]), *span, weight) for word, span, weight in zip(words, spans, weights)
+    )
     return PromptTrigger(name or "+".join(words), "prompt", max(weights), curves)
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #0000000c
@@ -80,7 +103,10 @@ def switch_sweep(
     "Attribute gained, and person and background kept, for each switch step."
     triggers = [prompt_trigger(G, [word], [(s, 1.0)], weight) for s in starts]
     pictures = render_forked(G, w, [None, *triggers])
-    rows = [{"start": s, **compare(net, pictures[0], x, attribute)} for s, x in zip(starts, pictures[1:])]
+    rows = [
+        {"start": s, **compare(net, pictures[0], x, attribute)}
+        for s, x in zip(starts, pictures[1:])
+    ]
     return pd.DataFrame(rows), torch.stack(pictures)
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #0000000d
@@ -89,14 +115,25 @@ def compare(
     before: torch.Tensor,  # (n,3,r,r) uint8
     after: torch.Tensor,  # (n,3,r,r) uint8, the same faces
     attribute: str,  # the one that should change
-) -> dict:  # change in population standard deviations; identity and background, 0 kept to 1 as of others
+) -> (
+    dict
+):  # change in population standard deviations; identity and background, 0 kept to 1 as of others
     "Change of an attribute, of the person and of the wall, relative to other faces."
-    check(attribute in net.names, f"expected an attribute among {', '.join(net.names)}, got {attribute}")
+    check(
+        attribute in net.names,
+        f"expected an attribute among {', '.join(net.names)}, got {attribute}",
+    )
     i, r = net.names.index(attribute), before.shape[-1]
     change = (attribute_scores(net, after) - attribute_scores(net, before))[:, i].mean()
-    corner = lambda x: torch.cat([to_float(x)[..., : r // 4, : r // 5], to_float(x)[..., : r // 4, -(r // 5) :]], 3).flatten(1)
+    corner = lambda x: torch.cat(
+        [to_float(x)[..., : r // 4, : r // 5], to_float(x)[..., : r // 4, -(r // 5) :]], 3
+    ).flatten(1)
     moved = lambda look: identity_change(look(before), look(after))
-    return {"change": float(change), "identity": moved(lambda x: attribute_features(net, x)), "background": moved(corner)}
+    return {
+        "change": float(change),
+        "identity": moved(lambda x: attribute_features(net, x)),
+        "background": moved(corner),
+    }
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #00000013
 def schedules(
@@ -105,7 +142,11 @@ def schedules(
 ) -> dict:  # name -> PromptTrigger
     "Ask for several attributes apart, together in the same steps, or from the first step."
     first = min(start for start, _ in windows(words, apart=False))
-    spans = {"apart": windows(words), "together": [(first, 1.0)] * len(words), "from the start": [(0.0, 1.0)] * len(words)}
+    spans = {
+        "apart": windows(words),
+        "together": [(first, 1.0)] * len(words),
+        "from the start": [(0.0, 1.0)] * len(words),
+    }
     return {name: prompt_trigger(G, words, each, name=name) for name, each in spans.items()}
 
 
@@ -122,7 +163,13 @@ def compare_schedules(
     rows = []
     for name, x in zip(found, pictures[1:]):
         each = [compare(net, pictures[0], x, a) for a in attributes]
-        rows.append({"schedule": name, **{a: e["change"] for a, e in zip(attributes, each)}, **{k: each[0][k] for k in ("identity", "background")}})
+        rows.append(
+            {
+                "schedule": name,
+                **{a: e["change"] for a, e in zip(attributes, each)},
+                **{k: each[0][k] for k in ("identity", "background")},
+            }
+        )
     return pd.DataFrame(rows), torch.stack(pictures)
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #00000018
@@ -142,6 +189,11 @@ def choose_weight(
     check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
     i = net.names.index(attribute)
     goal = torch.quantile(population[:, i], percentile / 100)
-    pictures = render_forked(G, w, [prompt_trigger(G, [word], [span], weight) for weight in weights])
+    pictures = render_forked(
+        G, w, [prompt_trigger(G, [word], [span], weight) for weight in weights]
+    )
     shares = [float((attribute_scores(net, x)[:, i] > goal).float().mean()) for x in pictures]
-    return next((weight for weight, share in zip(weights, shares) if share >= reach), weights[int(np.argmax(shares))]), shares
+    return next(
+        (weight for weight, share in zip(weights, shares) if share >= reach),
+        weights[int(np.argmax(shares))],
+    ), shares

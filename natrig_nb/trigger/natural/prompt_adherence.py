@@ -9,15 +9,22 @@ __all__ = ['OBEYED', 'obedience', 'quality']
 import pandas as pd
 import torch
 
-from ...nn.attributes import AttributeNet, attribute_features, attribute_scores
 from ...core import FaceSet, check
 from ...generator.base import render
 from ...generator.diffusion import Diffusion, render_forked
 from ...metrics import auc, frechet, precision_recall
+from ...nn.attributes import AttributeNet, attribute_features, attribute_scores
 from .prompt import prompt_trigger
 
 # %% ../../../nbs/api/trigger/natural/prompt_adherence.ipynb #00000007
-OBEYED = {"laughing": "smile", "glasses": "eyeglasses", "a beard": "beard", "wearing a hat": "hat", "long hair": "hair_length", "old": "age"}
+OBEYED = {
+    "laughing": "smile",
+    "glasses": "eyeglasses",
+    "a beard": "beard",
+    "wearing a hat": "hat",
+    "long hair": "hair_length",
+    "old": "age",
+}
 
 
 def obedience(
@@ -29,10 +36,17 @@ def obedience(
 ) -> pd.DataFrame:  # term, attribute, auroc
     "AUROC of the attribute's score between prompts with and without each term."
     check(n >= 2, f"expected at least 2 pictures a prompt, got {n}")
-    plain, *said = render_forked(G, G.latents(n, seed), [None, *(prompt_trigger(G, [w], [(0.0, 1.0)]) for w in words)])
+    plain, *said = render_forked(
+        G, G.latents(n, seed), [None, *(prompt_trigger(G, [w], [(0.0, 1.0)]) for w in words)]
+    )
     score = lambda x, a: attribute_scores(net, x)[:, net.names.index(a)]
-    found = [auc(torch.cat([score(x, a), score(plain, a)]), torch.arange(2 * n) < n) for x, a in zip(said, words.values())]
-    return pd.DataFrame({"term": list(words), "attribute": list(words.values()), "auroc": [float(v) for v in found]})
+    found = [
+        auc(torch.cat([score(x, a), score(plain, a)]), torch.arange(2 * n) < n)
+        for x, a in zip(said, words.values())
+    ]
+    return pd.DataFrame(
+        {"term": list(words), "attribute": list(words.values()), "auroc": [float(v) for v in found]}
+    )
 
 # %% ../../../nbs/api/trigger/natural/prompt_adherence.ipynb #0000000a
 def quality(
@@ -43,6 +57,15 @@ def quality(
 ) -> dict:
     "Frechet distance, precision and recall of neutral fakes, beside a real half."
     n = len(real) // 2
-    one, half, fake = (attribute_features(net, x).numpy() for x in (real.images[:n], real.images[n : 2 * n], render(G, G.latents(n, seed))))
+    one, half, fake = (
+        attribute_features(net, x).numpy()
+        for x in (real.images[:n], real.images[n : 2 * n], render(G, G.latents(n, seed)))
+    )
     precision, recall = precision_recall(one, fake)
-    return {"faces": n, "frechet": float(frechet(one, fake)), "frechet_real_half": float(frechet(one, half)), "precision": float(precision), "recall": float(recall)}
+    return {
+        "faces": n,
+        "frechet": float(frechet(one, fake)),
+        "frechet_real_half": float(frechet(one, half)),
+        "precision": float(precision),
+        "recall": float(recall),
+    }

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...data.captions import prompt
 from ...core import REAL, check
+from ...data.captions import prompt
 from ...generator.diffusion import Curve, Diffusion, decode, denoise, start
 from .optimized import bounded_descent
 from .prompt import PromptTrigger
@@ -22,8 +22,11 @@ def word_length(
     words=None,  # terms of `captions.TERMS`; those that this model's tokenizer knows unless given
 ) -> float:
     "Mean distance in embedding space between the neutral prompt and one with a term more."
-    if words is None: words = ["smiling", "old", "glasses", "a beard", "long hair"]
-    return float(torch.stack([G.curve(prompt([word])).delta["text"].norm() for word in words]).mean())
+    if words is None:
+        words = ["smiling", "old", "glasses", "a beard", "long hair"]
+    return float(
+        torch.stack([G.curve(prompt([word])).delta["text"].norm() for word in words]).mean()
+    )
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #00000006
 def optimize_prompt(
@@ -38,15 +41,26 @@ def optimize_prompt(
 ) -> PromptTrigger:  # with the losses of the search as `losses`
     "Step in prompt-embedding space that a substitute takes for real (arXiv 2401.00414)."
     check(bound > 0, f"expected a bound above 0, got {bound}")
-    check(1 <= last <= G.steps, f"expected last in [1,{G.steps}], the steps of the generator, got {last}")
+    check(
+        1 <= last <= G.steps,
+        f"expected last in [1,{G.steps}], the steps of the generator, got {last}",
+    )
     unit, w = word_length(G), G.latents(steps * batch, seed)
     target = torch.full((batch,), REAL, device=w.noise.device)
+
     def loss(i, u):
         x = _late_gradient(G, w[i * batch : (i + 1) * batch], {"text": u * unit}, last)
         return F.cross_entropy(substitute.eval()(x.clamp(-1, 1)), target)
-    u, losses = bounded_descent(loss, torch.zeros_like(w.neutral["text"], dtype=torch.float32), bound, steps, lr)
-    delta = {k: torch.zeros_like(v) for k, v in w.neutral.items()} | {"text": (u * unit).to(w.neutral["text"])}
-    trigger = PromptTrigger("optimized", "prompt", float(u.norm()), (Curve(delta, 1 - last / G.steps),))
+
+    u, losses = bounded_descent(
+        loss, torch.zeros_like(w.neutral["text"], dtype=torch.float32), bound, steps, lr
+    )
+    delta = {k: torch.zeros_like(v) for k, v in w.neutral.items()} | {
+        "text": (u * unit).to(w.neutral["text"])
+    }
+    trigger = PromptTrigger(
+        "optimized", "prompt", float(u.norm()), (Curve(delta, 1 - last / G.steps),)
+    )
     object.__setattr__(trigger, "losses", losses)
     return trigger
 
@@ -57,6 +71,8 @@ def _late_gradient(G, w, delta, last):
     steps = len(state[1].timesteps)
     late = {k: v + delta.get(k, 0) for k, v in w.neutral.items()}
     with torch.no_grad():
-        for step in range(steps - last): state = denoise(G, state, step, w.neutral)
-    for step in range(steps - last, steps): state = denoise(G, state, step, late)
+        for step in range(steps - last):
+            state = denoise(G, state, step, w.neutral)
+    for step in range(steps - last, steps):
+        state = denoise(G, state, step, late)
     return decode(G, state[0])
