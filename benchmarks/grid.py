@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 from natrig_nb.runs.experiments.grid import expand, plan
-from natrig_nb.runs.executors import Here, Job, Processes, Ray
-from natrig_nb.runs.artifacts import fill
+from natrig_nb.runs.old_jobs import Here, Job, Processes, Ray
+from natrig_nb.runs.old_store import fill
 from natrig_nb.runs.study import Experiment
 
 

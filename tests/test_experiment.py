@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import toy_grid  # noqa: E402
 
 from natrig_nb.runs.experiments.grid import expand, plan  # noqa: E402
-from natrig_nb.runs.artifacts import read_rows  # noqa: E402
+from natrig_nb.runs.old_store import read_rows  # noqa: E402
 from natrig_nb.runs.study import Experiment  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent

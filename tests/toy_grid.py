@@ -9,8 +9,8 @@ import time
 import uuid
 from pathlib import Path
 
-from natrig_nb.runs.executors import Here, Job, Processes, Ray
-from natrig_nb.runs.artifacts import fill, piece, read_rows
+from natrig_nb.runs.old_jobs import Here, Job, Processes, Ray
+from natrig_nb.runs.old_store import fill, piece, read_rows
 
 PIECES, POWERS = 6, 10
 
@@ -58,7 +58,7 @@ def run(out, executor="processes", count=2, **size):
     "Fill the grid of toys."
     make = {
         "here": Here,
-        "processes": lambda: Processes(count, ("natrig_nb.runs.artifacts",)),
+        "processes": lambda: Processes(count, ("natrig_nb.runs.old_store",)),
         "ray": lambda: Ray(count),
     }[executor]
     return fill(out, *toys(out, **size), make)

@@ -44,7 +44,7 @@ from natrig_nb.defense.base import (
     report_repair,
     report_train,
 )
-from natrig_nb.runs.artifacts import (
+from natrig_nb.runs.old_store import (
     Rows,
     content,
     digest,
@@ -76,7 +76,7 @@ from ...detector.base import load_saved, predict_fake, save_detector
 from ...latent.longtail import percentile_of
 from ...nn.attributes import attribute_scores, load_attributes
 from ...trigger.base import Trigger
-from ..executors import Here, Job, Processes, Ray
+from ..old_jobs import Here, Job, Processes, Ray
 from ..record import environment
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000006
