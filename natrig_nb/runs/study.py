@@ -21,7 +21,7 @@ from ..core import FaceSet, check, resolve, write_atomic
 from ..data.captions import NEUTRAL
 from ..data.faces import read_faces
 from ..data.portraits import portraits
-from ..detector.base import load_detector, make_detector
+from ..detector.base import load_detector, make_detector, small_settings
 from ..detector.meso import Meso4
 from ..generator.base import render
 from ..generator.cached import Remembered
@@ -383,9 +383,7 @@ def victim_maker(
     "The function that makes the victim before its training."
     if ":" in e.detector:
         return lambda: load_detector(e.detector)
-    settings = {
-        "resnet18": {"width": e.width},
-        "meso4": {"size": e.size},
-        "mesoinception4": {"size": e.size},
-    }
-    return lambda: make_detector(e.detector, seed, **settings.get(e.detector, {}))
+    settings = small_settings(e.detector, e.size)
+    if e.detector == "resnet18":
+        settings = settings | {"width": e.width}
+    return lambda: make_detector(e.detector, seed, **settings)

@@ -72,7 +72,7 @@ from ...defense.preprocess import crop
 from ...defense.pruning import fine_prune
 from ...defense.strip import strip
 from ...defense.teco import blur, jpeg, noise
-from ...detector.base import load_saved, predict_fake, save_detector
+from ...detector.base import detector_label, load_saved, predict_fake, save_detector
 from ...latent.longtail import percentile_of
 from ...nn.attributes import attribute_scores, load_attributes
 from ...trigger.base import Trigger
@@ -537,7 +537,7 @@ def _fit(cell, ds):
 
 
 def _kind(name, e):
-    return f"{name} {e.detector}" + (f"-w{e.width}" if e.detector == "resnet18" else "")
+    return f"{name} {detector_label(e.detector, dict(width=e.width))}"
 
 
 def benign_piece(

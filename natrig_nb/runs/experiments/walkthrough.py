@@ -39,7 +39,7 @@ from natrig_nb.runs.study import (
 
 from ...attack.run import attack, fit, with_trigger
 from ...core import check, concat, progress, write_atomic
-from ...detector.base import load_detector, save_detector
+from ...detector.base import detector_label, load_detector, save_detector
 from ...generator.diffusion import load_diffusion
 from ...nn.attributes import load_attributes
 from ..record import as_text, environment
@@ -100,7 +100,7 @@ def _attack_cell(e, out, seed, trigger, rate=None):
         manifest.to_csv(f, index=False)
     generator, detector = (
         "given" if e.fakes else "diffusion" if directions is None else "stylegan2",
-        e.detector + (f"-w{e.width}" if e.detector == "resnet18" else ""),
+        detector_label(e.detector, dict(width=e.width)),
     )
     return {
         "world": e.world,
