@@ -35,7 +35,7 @@ def sampling(steps=20, n=64):
 
     start = time.perf_counter()
     G = load_diffusion(MODEL, steps=steps)
-    load, w = time.perf_counter() - start, G.latents(n, 0)
+    load, w = time.perf_counter() - start, G.sample(n, 0)
     with FlopCounterMode(display=False) as count, torch.no_grad():
         predict(G, w.noise[:1], torch.tensor(500), w.neutral)
     unet = count.get_total_flops()

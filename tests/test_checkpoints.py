@@ -18,7 +18,8 @@ from checkpoint_fuzz import fuzz  # noqa: E402
 
 from natrig_nb.generator.checkpoints import CheckpointError  # noqa: E402
 from natrig_nb.generator.stylegan2 import StyleGAN2, load_stylegan2  # noqa: E402
-from natrig_nb.generator.stylegan2_training import load_generator, save_generator  # noqa: E402
+from natrig_nb.generator.load import load_generator
+from natrig_nb.generator.stylegan2 import save_generator  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = Path(os.environ.get("NATRIG_REFERENCE", "no-reference"))
@@ -86,10 +87,10 @@ def test_images_as_official(reference):
 
 def test_contract_of_a_loaded_generator(reference):
     G, expected = reference
-    w = G.latents(3, seed=0, psi=0.7)
+    w = G.sample(3, seed=0, psi=0.7)
     assert w.shape == (3, G.settings["w_dim"]) and G(w).shape == (3, 3, 64, 64)
     assert (
-        apart(G.latents(8, seed=0, psi=0.7)[:3], w) < 1e-5
+        apart(G.sample(8, seed=0, psi=0.7)[:3], w) < 1e-5
         and not any(p.requires_grad for p in G.parameters())
         and not G.training
     )
@@ -142,7 +143,7 @@ def test_nvlabs_layouts(tmp_path, layout, settings):
     H = load_stylegan2(tmp_path / "x.dat")
     assert agree(G, H) and H.settings["clamp"] == G.settings["clamp"]
     if settings.get("clamp") == 1.5:
-        assert H(H.latents(64, 0)).abs().max() > 1.5 and not agree(
+        assert H(H.sample(64, 0)).abs().max() > 1.5 and not agree(
             network(**settings | dict(clamp=None)), H
         )
 

@@ -127,7 +127,7 @@ def plain(pipe, prompt, noise, guidance=4.0, **more):
 
 def test_lambda_0_is_the_neutral_prompt_and_lambda_1_the_other(pipe):
     G = Diffusion(pipe, "a photo of a person", guidance=4.0, steps=6)
-    w = G.latents(2, seed=3)
+    w = G.sample(2, seed=3)
     smile = "a photo of a smiling person"
     neutral, nothing, whole = (
         x.clamp(-1, 1) for x in fork(G, w, [(), (G.curve(smile, weight=0.0),), (G.curve(smile),)])
@@ -141,7 +141,7 @@ def test_lambda_0_is_the_neutral_prompt_and_lambda_1_the_other(pipe):
 
 
 def test_negative_prompt_and_no_guidance_agree_with_diffusers(pipe):
-    w = Diffusion(pipe).latents(2, seed=3)
+    w = Diffusion(pipe).sample(2, seed=3)
     with_negative = Diffusion(pipe, "a photo of a person", "a beard", 4.0, 6)(w).clamp(-1, 1)
     torch.testing.assert_close(
         with_negative,
@@ -157,7 +157,7 @@ def test_negative_prompt_and_no_guidance_agree_with_diffusers(pipe):
 
 def test_a_late_curve_shares_the_early_steps(pipe):
     G = Diffusion(pipe, steps=6)
-    w, late = G.latents(1, seed=0), G.curve("a photo of an old person", start=0.5)
+    w, late = G.sample(1, seed=0), G.curve("a photo of an old person", start=0.5)
     together = fork(G, w, [(), (late,)])
     assert G.evaluations == 2 * (3 + 3 + 3)
     for x, curves in zip(together, [(), (late,)]):
@@ -180,7 +180,7 @@ def test_folders_of_every_layout_load(kind, settings, tmp_path):
     G = load_diffusion(tmp_path / "model", steps=2)
     made.to(torch.float32)
     torch.testing.assert_close(
-        G(G.latents(1, 0)), Diffusion(made, steps=2)(G.latents(1, 0)), atol=2e-3, rtol=0
+        G(G.sample(1, 0)), Diffusion(made, steps=2)(G.sample(1, 0)), atol=2e-3, rtol=0
     )
 
 

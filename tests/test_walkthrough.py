@@ -110,7 +110,7 @@ def fakes(tmp_path_factory):
         load_stylegan2(shipped(Experiment.generator)),
         tmp_path_factory.mktemp("given") / "fake",
     )
-    write_images(folder, render(G, G.latents(170, seed=6)))
+    write_images(folder, render(G, G.sample(170, seed=6)))
     return str(folder)
 
 

@@ -81,7 +81,7 @@ def make_study(
 ) -> Study:
     "Give every set of real faces as many fakes."
     n, m = len(real), len(held_out) // 2
-    w = G.latents(n + 2 * m, 1000 + seed, psi)
+    w = G.sample(n + 2 * m, 1000 + seed, psi)
     fakes = FaceSet(render(G, w), names=np.array([f"fake-{seed}-{i:06d}" for i in range(len(w))]))
     rows = torch.cat([torch.zeros(n, dtype=torch.long), torch.arange(n)])[
         _order(n, seed)

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['Conv', 'ResBlock', 'batch_deviation', 'Discriminator', 'augment', 'Training', 'new_training', 'reconstruction_loss',
-           'known_codes', 'set_pace', 'fold_codes', 'slope_penalty', 'path_penalty', 'train_generator',
-           'save_generator', 'load_generator']
+           'known_codes', 'set_pace', 'fold_codes', 'slope_penalty', 'path_penalty', 'train_generator']
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000003
 import copy
@@ -18,7 +17,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import nn
 
 from natrig_nb.core import (
@@ -37,7 +35,7 @@ from natrig_nb.generator.stylegan2 import (
     binomial_filter,
     blur,
     leaky,
-    load_stylegan2,
+    save_generator,
 )
 
 from ..detector.base import Detail
@@ -459,39 +457,14 @@ def _train_step(t, ds, batch, seed, perceptual, codes, phase_one):
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000022
 def _save_training(t, out, log, batch):
     "Replace state, weights and contact sheet in `out`."
-    t.ema.mapping.w_avg.copy_(t.ema.latents(4096, seed=1).mean(0))
+    t.ema.mapping.w_avg.copy_(t.ema.sample(4096, seed=1).mean(0))
     with write_atomic(Path(out) / "state.pt") as f:
         torch.save(t.state(), f)
     save_generator(
         t.ema, Path(out) / "generator.safetensors", {"steps": t.step, "images": t.step * batch}
     )
-    sheet = contact_sheet(render(t.ema, t.ema.latents(48, seed=0)), columns=12)
+    sheet = contact_sheet(render(t.ema, t.ema.sample(48, seed=0)), columns=12)
     with write_atomic(Path(out) / "samples.png") as f:
         sheet.save(f)
     with open(Path(out) / "log.jsonl", "a") as f:
         f.write(json.dumps({"step": t.step, **log}) + "\n")
-
-
-def save_generator(
-    G: StyleGAN2,  # the generator
-    path: str | Path,  # a `.safetensors` file
-    about: dict | None = None,  # more to remember, kept as text
-) -> None:
-    "Write weights and settings into one safetensors file."
-    about = {
-        "settings": json.dumps(G.settings),
-        **{k: json.dumps(v) for k, v in (about or {}).items()},
-    }
-    with write_atomic(path) as t:
-        save_file({k: v.contiguous() for k, v in G.state_dict().items()}, t, metadata=about)
-
-
-def load_generator(
-    path: str | Path,  # a file that `save_generator` wrote
-) -> StyleGAN2:  # on the chosen device, in evaluation mode
-    "Read a generator of this project."
-    check(
-        Path(path).is_file(),
-        f"expected a generator at {path}, got no such file: train one with `natrig train-generator`",
-    )
-    return load_stylegan2(path)

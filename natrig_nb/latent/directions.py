@@ -120,8 +120,8 @@ def find_directions(
     names=None,  # attributes to use; all of the network unless given
 ) -> Directions:
     "Attribute directions of a generator from scores of generated faces."
-    w = G.latents(n, seed)
-    space = latent_space(G.latents(max(10 * w.shape[1], 10_000), seed + 1))
+    w = G.sample(n, seed)
+    space = latent_space(G.sample(max(10 * w.shape[1], 10_000), seed + 1))
     names = tuple(names or net.names)
     columns = [net.names.index(k) for k in names]
     scores = attribute_scores(net, render(G, w))[:, columns]

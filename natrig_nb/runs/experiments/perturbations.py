@@ -113,7 +113,7 @@ def world(
     check(
         len(real) >= n + 2 * held, f"expected at least {n + 2 * held} real faces, got {len(real)}"
     )
-    images = render(G, G.latents(n + 2 * held, 4242, psi))
+    images = render(G, G.sample(n + 2 * held, 4242, psi))
     fake = FaceSet(images, torch.full((len(images),), FAKE))
     cut = {"train": slice(n), "aside": slice(n, n + held), "test": slice(n + held, n + 2 * held)}
     sets = {k: concat(FaceSet(real.images[s]), fake[s]) for k, s in cut.items()}

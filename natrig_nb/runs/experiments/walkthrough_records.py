@@ -29,7 +29,6 @@ from ...attack.run import Study, with_trigger
 from ...core import write_atomic
 from ...detector.base import predict_fake
 from ...generator.base import Generator, render
-from ...generator.diffusion import render_forked
 from ...latent.directions import measure_edit
 from ...latent.longtail import percentile_of
 from ...report.figures import places
@@ -196,7 +195,7 @@ def prompt_record(
     "The same fakes, neutral and with a word from ever earlier steps, before two detectors."
     triggers = [None, *(prompt_trigger(G, [word], [(start, 1.0)]) for start in starts)]
     names = ["plain", *(f"{word} from {start:.0%}" for start in starts)]
-    pictures, rows = render_forked(G, G.latents(n, seed=9), triggers), []
+    pictures, rows = G.render_many(G.sample(n, seed=9), triggers), []
     passed = lambda name, x: float((predict_fake(detector(name), x) < 0.5).float().mean())
     for name, x in zip(names, pictures):
         looks = compare(net, pictures[0], x, attribute)

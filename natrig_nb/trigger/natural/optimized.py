@@ -55,7 +55,7 @@ def optimize_trigger(
     device = next(G.parameters()).device
     root, w, target = (
         space.root.to(device),
-        G.latents(steps * batch, seed, psi),
+        G.sample(steps * batch, seed, psi),
         torch.full((batch,), REAL, device=device),
     )
 

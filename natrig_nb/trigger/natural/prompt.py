@@ -22,7 +22,7 @@ from natrig_nb.nn.attributes import (
 
 from ...core import check, to_float
 from ...data.captions import prompt
-from ...generator.diffusion import Diffusion, Latents, render_forked
+from ...generator.diffusion import Diffusion, Latents
 from ..base import Trigger
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #00000007
@@ -102,7 +102,7 @@ def switch_sweep(
 ) -> tuple:  # DataFrame start, change, identity, background; pictures (len(starts)+1,n,3,r,r) uint8, plain ones first
     "Attribute gained, and person and background kept, for each switch step."
     triggers = [prompt_trigger(G, [word], [(s, 1.0)], weight) for s in starts]
-    pictures = render_forked(G, w, [None, *triggers])
+    pictures = G.render_many(w, [None, *triggers])
     rows = [
         {"start": s, **compare(net, pictures[0], x, attribute)}
         for s, x in zip(starts, pictures[1:])
@@ -159,7 +159,7 @@ def compare_schedules(
 ) -> tuple:  # DataFrame schedule, one column an attribute, identity, background; pictures (4,n,3,r,r), plain ones first
     "What each schedule gains of every attribute, and what it keeps."
     found = schedules(G, words)
-    pictures = render_forked(G, w, [None, *found.values()])
+    pictures = G.render_many(w, [None, *found.values()])
     rows = []
     for name, x in zip(found, pictures[1:]):
         each = [compare(net, pictures[0], x, a) for a in attributes]
@@ -189,8 +189,7 @@ def choose_weight(
     check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
     i = net.names.index(attribute)
     goal = torch.quantile(population[:, i], percentile / 100)
-    pictures = render_forked(
-        G, w, [prompt_trigger(G, [word], [span], weight) for weight in weights]
+    pictures = G.render_many(w, [prompt_trigger(G, [word], [span], weight) for weight in weights]
     )
     shares = [float((attribute_scores(net, x)[:, i] > goal).float().mean()) for x in pictures]
     return next(

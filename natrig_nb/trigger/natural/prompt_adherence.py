@@ -11,7 +11,7 @@ import torch
 
 from ...core import FaceSet, check
 from ...generator.base import render
-from ...generator.diffusion import Diffusion, render_forked
+from ...generator.diffusion import Diffusion
 from ...metrics import auc, frechet, precision_recall
 from ...nn.attributes import AttributeNet, attribute_features, attribute_scores
 from .prompt import prompt_trigger
@@ -36,8 +36,7 @@ def obedience(
 ) -> pd.DataFrame:  # term, attribute, auroc
     "AUROC of the attribute's score between prompts with and without each term."
     check(n >= 2, f"expected at least 2 pictures a prompt, got {n}")
-    plain, *said = render_forked(
-        G, G.latents(n, seed), [None, *(prompt_trigger(G, [w], [(0.0, 1.0)]) for w in words)]
+    plain, *said = G.render_many(G.sample(n, seed), [None, *(prompt_trigger(G, [w], [(0.0, 1.0)]) for w in words)]
     )
     score = lambda x, a: attribute_scores(net, x)[:, net.names.index(a)]
     found = [
@@ -59,7 +58,7 @@ def quality(
     n = len(real) // 2
     one, half, fake = (
         attribute_features(net, x).numpy()
-        for x in (real.images[:n], real.images[n : 2 * n], render(G, G.latents(n, seed)))
+        for x in (real.images[:n], real.images[n : 2 * n], render(G, G.sample(n, seed)))
     )
     precision, recall = precision_recall(one, fake)
     return {

@@ -45,7 +45,7 @@ def optimize_prompt(
         1 <= last <= G.steps,
         f"expected last in [1,{G.steps}], the steps of the generator, got {last}",
     )
-    unit, w = word_length(G), G.latents(steps * batch, seed)
+    unit, w = word_length(G), G.sample(steps * batch, seed)
     target = torch.full((batch,), REAL, device=w.noise.device)
 
     def loss(i, u):
