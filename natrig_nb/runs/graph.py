@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Task', 'run_graph']
 
-# %% ../../nbs/api/runs/graph.ipynb #a411882c
+# %% ../../nbs/api/runs/graph.ipynb #5f1d0cc4
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..core import check
 from .executors import Executor, Outcome
 
-# %% ../../nbs/api/runs/graph.ipynb #14eb2ff2
+# %% ../../nbs/api/runs/graph.ipynb #bb8ec7e9
 @dataclass(frozen=True)
 class Task:
     "A call that is made once the tasks it needs are done."
@@ -36,6 +36,7 @@ class _Schedule:
             for need in needs:
                 self.needed_by[need].append(key)
         self.ready = deque(key for key in self.tasks if not self.missing[key])
+        self.suspects: deque[str] = deque()  # their worker died: tried again one at a time
         self.attempts = dict.fromkeys(self.tasks, 0)
         self.ended: set[str] = set()
 
@@ -65,7 +66,14 @@ class _Schedule:
             elif not self.missing[other]:
                 self.ready.appendleft(other)  # finish what was begun before something new is begun
 
-# %% ../../nbs/api/runs/graph.ipynb #8c0f9df0
+
+def _start(key: str, schedule: _Schedule, executor: Executor) -> int:
+    "Start one task; 1, the number of tasks started."
+    task = schedule.tasks[key]
+    executor.start(task.key, task.call, task.arguments)
+    return 1
+
+# %% ../../nbs/api/runs/graph.ipynb #897d6535
 def run_graph(
     tasks: list[Task],  # in the order in which they should start
     executor: Executor,  # it is stopped at the end
@@ -77,9 +85,9 @@ def run_graph(
     try:
         while not schedule.finished:
             while schedule.ready and executor.has_capacity():
-                task = schedule.tasks[schedule.ready.popleft()]
-                executor.start(task.key, task.call, task.arguments)
-                running += 1
+                running += _start(schedule.ready.popleft(), schedule, executor)
+            if schedule.suspects and not running:
+                running += _start(schedule.suspects.popleft(), schedule, executor)
             cycle = f"expected needs without a cycle, got one among {schedule.unfinished()}"
             check(running > 0, cycle)
             ended = executor.collect()
@@ -92,7 +100,7 @@ def run_graph(
                     message = f"expected room on the disk for {key}, got {outcome.error}"
                     raise ValueError(f"{message}; make room and run the same command again")
                 if outcome.worker_died and schedule.attempts[key] <= retries:
-                    schedule.ready.append(key)
+                    schedule.suspects.append(key)
                 else:
                     yield from schedule.end(key, outcome)
     finally:
