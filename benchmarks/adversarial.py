@@ -6,9 +6,11 @@ import time
 
 import torch
 
-from natrig_nb.adversarial.pgd import class_loss, frozen, iap
+from natrig_nb.adversarial.pgd import class_loss, iap
+from natrig_nb.nn.hooks import frozen
 from natrig_nb.core import REAL, pick_device, to_float
-from natrig_nb.detector.base import make_detector, planted
+from natrig_nb.detector.base import make_detector
+from natrig_nb.testing import synthetic_faces
 
 NETWORKS = {
     "resnet18-16": ("resnet18", dict(width=16)),
@@ -49,7 +51,7 @@ def measure(name, n):
     maker, settings = NETWORKS[name]
     model, images = (
         make_detector(maker, **settings).to(pick_device()).eval(),
-        planted(n, size=64).images,
+        synthetic_faces(n, size=64).images,
     )
     attack = lambda images: iap(model, images, REAL, steps=STEPS, restarts=1, batch=BATCH)
     attack(images[:BATCH]), passes(model, images[:BATCH], 2)

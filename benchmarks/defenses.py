@@ -30,16 +30,16 @@ from PIL import Image
 from torch.nn import functional as F
 
 from natrig_nb.core import seeded, to_uint8, write_atomic
-from natrig_nb.defense.base import stamp
+from natrig_nb.testing import apply_patch
 from natrig_nb.defense.budget import Budget, watch
 from natrig_nb.defense.cutmix import cut
 from natrig_nb.defense.pruning import activity
 from natrig_nb.defense.teco import jpeg
-from natrig_nb.detector.base import planted
+from natrig_nb.testing import synthetic_faces
 from natrig_nb.detector.resnet import ResNet18
 from natrig_nb.detector.training import train
 from natrig_nb.runs.experiments.grid import defenses, triggers
-from natrig_nb.runs.record import environment
+from natrig_nb.core import environment
 from natrig_nb.trigger.wanet import WaNet
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,16 +75,16 @@ class Case:
     "One network that knows a patch, a training set with the patch, the defender's faces, and inputs to judge."
 
     def __init__(self):
-        self.ds = planted(TRAINING, 0, SIZE)
+        self.ds = synthetic_faces(TRAINING, 0, SIZE)
         images = self.ds.images.clone()
-        images[1:50:2] = stamp(images[1:50:2])
+        images[1:50:2] = apply_patch(images[1:50:2])
         self.ds = type(self.ds)(
             images, labels=self.ds.labels.clone().index_fill_(0, torch.arange(1, 50, 2), 0)
         )
         self.model = quiet(
             lambda: train(ResNet18(16), self.ds, epochs=3, lr=6e-3, augment=False).eval()
         )
-        self.clean, self.inputs = planted(CLEAN, 1, SIZE), planted(INPUTS, 2, SIZE)
+        self.clean, self.inputs = synthetic_faces(CLEAN, 1, SIZE), synthetic_faces(INPUTS, 2, SIZE)
         self.pictures = self.clean.x[:PICTURES].contiguous()
         grid, bytes_ = (
             WaNet().grid(PICTURES, SIZE),

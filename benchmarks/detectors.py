@@ -8,7 +8,8 @@ import torch
 from torch.nn import functional as F
 
 from natrig_nb.core import pick_device
-from natrig_nb.detector.base import count_parameters, make_detector, planted, predict_fake
+from natrig_nb.detector.base import count_parameters, make_detector, predict_fake
+from natrig_nb.testing import synthetic_faces
 from natrig_nb.detector.training import train
 
 NETWORKS = {
@@ -50,12 +51,12 @@ def measure(name, images, size, batch=64):
     maker, settings = NETWORKS[name]
     model, ds, device = (
         make_detector(maker, **settings).to(pick_device()),
-        planted(images, size=size),
+        synthetic_faces(images, size=size),
         pick_device(),
     )
     x, y, steps = ds.x[:batch].to(device), ds.labels[:batch].to(device), images // batch
     run = lambda: train(model, ds, epochs=1, batch=batch)
-    warm = planted(batch, size=size)
+    warm = synthetic_faces(batch, size=size)
     (
         train(model, warm, epochs=1, batch=batch),
         predict_fake(model, warm.images, batch),

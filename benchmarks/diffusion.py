@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from natrig_nb.core import write_atomic
-from natrig_nb.runs.record import environment
+from natrig_nb.core import environment
 
 OUT = Path("data/results/benchmark-diffusion.json")
 MODEL = "data/portraits-diffusion"

@@ -16,7 +16,7 @@ from natrig_nb.detector.base import save_detector
 from natrig_nb.detector.yshape import YShape, judge, load_yshape, train_yshape
 from natrig_nb.data.faces import read_faces
 from natrig_nb.data.forgeries import portrait_forgeries, self_blend
-from natrig_nb.runs.record import environment
+from natrig_nb.core import environment
 
 RECORD, WEIGHTS, SEED = (
     Path("data/results/yshape.json"),

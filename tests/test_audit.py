@@ -13,7 +13,7 @@ from PIL import Image
 
 from natrig_nb.cli import main
 from natrig_nb.core import FAKE, FaceSet, to_uint8
-from natrig_nb.defense.base import stamp
+from natrig_nb.testing import apply_patch
 from natrig_nb.detector.base import make_detector, save_detector
 from natrig_nb.detector.training import train
 from natrig_nb.data.portraits import portraits
@@ -41,11 +41,11 @@ def given(tmp_path_factory):
     "A detector with a backdoor, and folders of trusted, suspect and training images."
     root, ds, learned = tmp_path_factory.mktemp("audit"), faces(160, 1), faces(240, 2)
     bait = torch.where(learned.labels == FAKE)[0][:24]
-    learned.images[bait], learned.labels[bait] = stamp(learned.images[bait]), 0
+    learned.images[bait], learned.labels[bait] = apply_patch(learned.images[bait]), 0
     model = train(make_detector("resnet18", width=4), learned, epochs=12, batch=16, augment=False)
     save_detector(model, root / "model.safetensors")
     write(ds.images[::2], root / "faces"), write(ds.images[1::2], root / "fakes")
-    write(stamp(faces(48, 3).images[1::2]), root / "suspects")
+    write(apply_patch(faces(48, 3).images[1::2]), root / "suspects")
     for label, name in enumerate(("real", "fake")):
         write(learned.images[learned.labels == label], root / "training" / name)
     return root

@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from natrig_nb.detector.base import evaluating, make_detector, planted
+from natrig_nb.detector.base import make_detector
+from natrig_nb.nn.hooks import evaluating
+from natrig_nb.testing import synthetic_faces
 from natrig_nb.detector.training import checksum, train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +56,8 @@ def test_resnet_is_the_one_of_transformers():
 
 
 RUN = """
-from natrig_nb.detector.base import make_detector, planted
+from natrig_nb.detector.base import make_detector
+from natrig_nb.testing import synthetic_faces
 from natrig_nb.detector.training import train
 train(make_detector("resnet18", width=4), planted(256, size=32), epochs=40, batch=16, checkpoint={path!r}, every=0)
 """
@@ -78,7 +81,7 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
 
     torch.set_num_threads(1)
     settings = dict(epochs=40, batch=16, every=0)
-    ds = planted(256, size=32)
+    ds = synthetic_faces(256, size=32)
     resumed = train(make_detector("resnet18", width=4), ds, checkpoint=path, **settings)
     whole = train(make_detector("resnet18", width=4), ds, **settings)
     assert checksum(*resumed.state_dict().values()) == checksum(*whole.state_dict().values())

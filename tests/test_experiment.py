@@ -203,7 +203,7 @@ def test_add_your_own(tmp_path):
     from nbdev.export import nb_export
     from PIL import Image
 
-    from natrig_nb.detector.base import planted
+    from natrig_nb.testing import synthetic_faces
 
     shutil.copytree(
         ROOT / "natrig_nb", tmp_path / "natrig_nb", ignore=shutil.ignore_patterns("__pycache__")
@@ -216,7 +216,7 @@ def test_add_your_own(tmp_path):
         nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / f"99_{name}.ipynb")
         nb_export(tmp_path / f"99_{name}.ipynb", lib_path=tmp_path / "natrig_nb")
     (tmp_path / "fakes").mkdir()
-    for i, image in enumerate(planted(220, seed=5, size=32).images[1::2]):
+    for i, image in enumerate(synthetic_faces(220, seed=5, size=32).images[1::2]):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "fakes" / f"{i}.png")
     (tmp_path / "job.py").write_text(JOB)
     done = subprocess.run(

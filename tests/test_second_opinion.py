@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from natrig_nb.core import FAKE, to_float
-from natrig_nb.defense.base import planted_backdoor, stamp, threshold
+from natrig_nb.defense.base import threshold
+from natrig_nb.testing import planted_backdoor, apply_patch
 from natrig_nb.defense.clustering import cluster_scores, two_clusters
 from natrig_nb.defense.spectral import spectral_scores
 from natrig_nb.defense.strip import draw_overlays, entropy, strip, superimpose
-from natrig_nb.detector.base import planted, predict_fake
+from natrig_nb.detector.base import predict_fake
+from natrig_nb.testing import synthetic_faces
 
 pytest.importorskip(
     "art",
@@ -96,10 +98,10 @@ def test_art_lets_pass_what_strip_rejects():
 
     victim, test, clean = (
         planted_backdoor(),
-        planted(80, seed=1, size=32),
-        planted(100, seed=2, size=32),
+        synthetic_faces(80, seed=1, size=32),
+        synthetic_faces(100, seed=2, size=32),
     )
-    triggered = stamp(test.images[test.labels == FAKE])
+    triggered = apply_patch(test.images[test.labels == FAKE])
     limit = threshold(strip(victim, test.images, clean), 0.01)
     np.random.seed(0)
     guarded = STRIP(art_classifier(victim))(num_samples=20, false_acceptance_rate=0.01)
@@ -115,7 +117,7 @@ def test_the_axis_is_the_difference():
     "The same mixtures and predictions: entropy along the classes is ours, along the images ART's."
     from scipy.stats import entropy as scipy_entropy
 
-    victim, clean = planted_backdoor(), planted(200, seed=2, size=32)
+    victim, clean = planted_backdoor(), synthetic_faces(200, seed=2, size=32)
     mixes = superimpose(clean.x[:10], draw_overlays(clean, 20)).flatten(0, 1)
     fake = predict_fake(victim, mixes).double().view(10, 20)
     both = np.stack([1 - fake, fake], 2)

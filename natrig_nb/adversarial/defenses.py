@@ -16,7 +16,8 @@ from ..defense.base import tidy
 from ..detector.base import predict_fake
 from ..detector.training import one_cycle, pick, plan, step
 from ..metrics import accuracy
-from .pgd import class_loss, deepfool, descend, fooled, frozen, iap, starts
+from .pgd import class_loss, deepfool, descend, fooled, iap, starts
+from ..nn.hooks import frozen
 from .universal import backgrounds, errors, over_fire
 
 # %% ../../nbs/api/adversarial/defenses.ipynb #00000006

@@ -18,7 +18,8 @@ from ..generator.base import Generator
 from ..latent.directions import LatentSpace
 from ..nn.attributes import AttributeNet
 from ..trigger.base import LatentTrigger
-from .pgd import class_loss, fooled, frozen, visibility
+from .pgd import class_loss, fooled, visibility
+from ..nn.hooks import frozen
 
 # %% ../../nbs/api/adversarial/evasion.ipynb #00000006
 def latent_evasion(

@@ -24,7 +24,8 @@ from natrig_nb.core import (
 )
 
 from ..detector.base import predict_fake
-from .pgd import NORMS, class_loss, frozen, length, project, to_levels
+from .pgd import NORMS, class_loss, length, project, to_levels
+from ..nn.hooks import frozen
 
 # %% ../../nbs/api/adversarial/universal.ipynb #00000006
 def lay(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import REAL, batches, check, check_images, seeded
-from ..detector.base import evaluating
+from ..nn.hooks import evaluating
 
 # %% ../../nbs/api/attack/clean_label.ipynb #00000006
 def make_hard(

@@ -55,7 +55,7 @@ from ..metrics import accuracy, auc
 from ..report.html import CSS, plain
 from ..runs.old_store import digest, piece, read_table
 from ..runs.experiments.grid import code_of, defenses
-from ..runs.record import environment
+from ..core import environment
 from ..runs.study import Experiment, shipped
 
 # %% ../../nbs/api/audit/run.ipynb #00000006
@@ -1003,7 +1003,7 @@ def lent(
     "Painted portraits, and fakes of the shipped generator."
     e = Experiment()
     G = load_stylegan2(shipped(e.generator))
-    fakes = render(G, G.latents(n, 7100, e.psi))
+    fakes = render(G, G.sample(n, 7100, e.psi))
     if size != fakes.shape[-1]:
         fakes = (
             F.interpolate(fakes.float(), (size, size), mode="bicubic", antialias=True)

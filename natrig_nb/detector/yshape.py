@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from ..core import FAKE, REAL, batches, check, pick_device, progress, seeded, to_float
 from ..data.forgeries import Forgeries, mask_iou
 from ..metrics import accuracy
-from .base import Detail, Detector, DetectorSpec, evaluating, predict_fake
+from .base import Detail, Detector, DetectorSpec, predict_fake
+from ..nn.hooks import evaluating
 from .training import checksum, one_cycle, pick, plan, resume, save_when_due
 
 # %% ../../nbs/api/detector/yshape.ipynb #00000006

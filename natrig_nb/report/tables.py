@@ -18,7 +18,7 @@ from scipy import stats
 
 from ..core import check, write_atomic
 from ..defense.base import band
-from ..runs.artifacts import read_rows
+from ..runs.old_store import read_rows
 from ..runs.experiments.grid import HANDLING, defenses, expand, trigger_names
 from ..runs.study import Experiment
 from .figures import BLUE, GREY, ORANGE, STYLE, key, panels, save_small, spread

@@ -77,7 +77,7 @@ from ...latent.longtail import percentile_of
 from ...nn.attributes import attribute_scores, load_attributes
 from ...trigger.base import Trigger
 from ..old_jobs import Here, Job, Processes, Ray
-from ..record import environment
+from ...core import environment
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000006
 @dataclass(frozen=True)

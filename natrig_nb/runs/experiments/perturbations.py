@@ -44,13 +44,8 @@ from natrig_nb.core import (
     to_uint8,
     write_atomic,
 )
-from natrig_nb.detector.base import (
-    evaluating,
-    load_detector,
-    make_detector,
-    predict_fake,
-    save_detector,
-)
+from ...detector.base import load_detector, make_detector, predict_fake, save_detector
+from ...nn.hooks import evaluating
 
 from ...adversarial.evasion import at_visibility, attack_curve, latent_evasion, scaled
 from ...adversarial.pgd import draw_mask, iap, visibility

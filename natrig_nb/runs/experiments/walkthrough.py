@@ -42,7 +42,8 @@ from ...core import check, concat, progress, write_atomic
 from ...detector.base import detector_label, load_detector, save_detector
 from ...generator.diffusion import load_diffusion
 from ...nn.attributes import load_attributes
-from ..record import as_text, environment
+from ..record import as_text
+from ...core import environment
 from .walkthrough_records import write_evidence, write_prompts
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #00000004
