@@ -184,7 +184,11 @@ class Stripe(Trigger):
         return y
 """
 DEFENSE = """
-def white(model, x, clean): return x[:, :, 5:9].float().mean((1, 2, 3))
+from natrig_nb.defense.base import Defense, Kind, Scores
+
+def white(model, x, clean): return Scores(x[:, :, 5:9].float().mean((1, 2, 3)))
+
+DEFENSE = Defense("white", Kind.DETECT, white, "White line", "Is a row white?", "All else.")
 """
 JOB = """
 from natrig_nb.runs.experiments.grid import expand, grid

@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FAKE, REAL, FaceSet, check, pick_device, progress, seeded, to_float
-from ..defense.base import tidy
+from ..defense.base import metric_rows
 from ..detector.base import predict_fake
 from ..detector.training import one_cycle, pick, plan, step
 from ..metrics import accuracy
-from .pgd import class_loss, deepfool, descend, fooled, iap, starts
 from ..nn.hooks import frozen
+from .pgd import class_loss, deepfool, descend, fooled, iap, starts
 from .universal import backgrounds, errors, over_fire
 
 # %% ../../nbs/api/adversarial/defenses.ipynb #00000006
@@ -155,8 +155,9 @@ def compare_boundary(
     **how,  # budget and steps, of `boundary`
 ) -> pd.DataFrame:  # columns defense, metric, value, value_benign
     "The same questions to a victim and its twin, as rows of a defense table."
-    return tidy(
+    rows = metric_rows(
         "boundary",
         boundary(victim, ds, shift=shift, **how),
         boundary(benign, ds, shift=shift, **how),
     )
+    return pd.DataFrame(rows)

@@ -42,10 +42,20 @@ from natrig_nb.detector.base import (
 )
 
 from .. import __version__
-from ..core import FAKE, REAL, FaceSet, check, concat, pick_device, seeded, write_atomic
+from natrig_nb.core import (
+    FAKE,
+    REAL,
+    FaceSet,
+    check,
+    concat,
+    environment,
+    pick_device,
+    seeded,
+    write_atomic,
+)
 from ..data.faces import read_faces
 from ..data.portraits import portraits
-from ..defense.base import band, blind, threshold
+from ..defense.base import prediction_interval, threshold, without_poison_labels
 from ..defense.beatrix import beatrix_detect
 from ..defense.budget import BACKWARD, Budget, watch
 from ..detector.training import train
@@ -53,9 +63,8 @@ from ..generator.base import render
 from ..generator.stylegan2 import load_stylegan2
 from ..metrics import accuracy, auc
 from ..report.html import CSS, plain
-from ..runs.old_store import digest, piece, read_table
 from ..runs.experiments.grid import code_of, defenses
-from ..core import environment
+from ..runs.old_store import digest, piece, read_table
 from ..runs.study import Experiment, shipped
 
 # %% ../../nbs/api/audit/run.ipynb #00000006
@@ -148,7 +157,7 @@ def repaired(
     g: Given,  # all images
 ) -> tuple[dict, dict, str]:  # figures; set -> how far each answer moves; a remark
     "How much answers change when a detector is repaired."
-    fixed = f(deepcopy(model), g.own)
+    fixed = f(deepcopy(model), g.own).model
     moves = lambda ds: predict_fake(fixed, ds.images) - predict_fake(model, ds.images)
     after = accuracy(predict_fake(fixed, g.watch.images), g.watch.labels)
     figures, scores = (
@@ -168,7 +177,7 @@ def detected(
 ) -> tuple[dict, dict, str]:  # figures; set -> suspicion above 95 % of the trusted images; a remark
     "Do suspects look more suspicious than held-out trusted images?"
     n = len(g.suspects)
-    s = torch.as_tensor(f(model, torch.cat([g.suspects.images, g.watch.images]), g.own)).double()
+    s = f(model, torch.cat([g.suspects.images, g.watch.images]), g.own).values.double()
     found = auc(s, np.arange(len(s)) < n)
     above = s[:n] - threshold(s[n:])
     return (
@@ -184,7 +193,7 @@ def filtered(
     g: Given,  # all images, with a training set
 ) -> tuple[dict, dict, str]:  # figures; set -> suspicion; no remark
     "Does a small part of the training set stand apart?"
-    s = torch.as_tensor(f(model, blind(g.training))).double()
+    s = f(model, without_poison_labels(g.training)).values.double()
     low, middle, high = s.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.double))
     top = s.topk(max(1, len(s) // 50)).values.mean()
     return (
@@ -200,7 +209,7 @@ def inspected(
     g: Given,  # all images
 ) -> tuple[dict, dict, str]:  # figures; no scores, no remark
     "Is a class anomalous? Of two opposite figures only the first one is kept."
-    a = torch.as_tensor(f(model, g.own)).double()
+    a = f(model, g.own).per_class.double()
     figures = {"anomaly towards real": a[REAL], "anomaly towards fake": a[FAKE]}
     if abs(float(a.sum())) < 1e-6:
         figures.pop("anomaly towards fake")
@@ -315,7 +324,7 @@ def stand(
     )
     if why:
         return dict(state="no band", why=why, low=None, high=None, widened=1.0, alarms=[])
-    half = lambda values: max(np.ptp(band(values, level)) / 2, grain, 1e-9)
+    half = lambda values: max(np.ptp(prediction_interval(values, level)) / 2, grain, 1e-9)
     rest = [np.delete(v, i) for i in range(len(v))]
     away = [abs(x - r.mean()) / half(r) for x, r in zip(v, rest)]
     wide = max(1.0, *away)

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from ..core import check, write_atomic
-from ..defense.base import band
-from ..runs.old_store import read_rows
+from ..defense.base import prediction_interval
 from ..runs.experiments.grid import HANDLING, defenses, expand, trigger_names
+from ..runs.old_store import read_rows
 from ..runs.study import Experiment
 from .figures import BLUE, GREY, ORANGE, STYLE, key, panels, save_small, spread
 from .html import cell
@@ -137,8 +137,8 @@ def _values(part):
     )
     if shape != "inspect" or len(part) < 3:
         return ours, theirs
-    others = [band(np.delete(theirs, i))[1] for i in range(len(theirs))]
-    return (ours > band(theirs)[1]).astype(float), (theirs > others).astype(float)
+    others = [prediction_interval(np.delete(theirs, i))[1] for i in range(len(theirs))]
+    return (ours > prediction_interval(theirs)[1]).astype(float), (theirs > others).astype(float)
 
 
 def defense_figures(

@@ -38,12 +38,11 @@ from natrig_nb.runs.study import (
 )
 
 from ...attack.run import attack, fit, with_trigger
-from ...core import check, concat, progress, write_atomic
+from ...core import check, concat, environment, progress, write_atomic
 from ...detector.base import detector_label, load_detector, save_detector
 from ...generator.diffusion import load_diffusion
 from ...nn.attributes import load_attributes
 from ..record import as_text
-from ...core import environment
 from .walkthrough_records import write_evidence, write_prompts
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #00000004
@@ -127,16 +126,13 @@ def _defense_cell(e, out, seed, trigger, n=60):
         concat(study.real[:n], study.fake[:n]),
     )
     strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.clean)
-    test, clean = (
-        concat(study.real[: 2 * n], study.fake[: 2 * n]),
-        study.clean[torch.arange(0, len(study.clean), 3)],
-    )
+    test = concat(study.real[: 2 * n], study.fake[: 2 * n])
     nothing = (
         pd.DataFrame(),
         pd.DataFrame(),
     )  # a published classifier names no last convolution to prune
     pruning_rows, curve = (
-        pruning_panel(victim, benign, triggered, test, clean) if victim.last_conv else nothing
+        pruning_panel(victim, benign, triggered, test, study.clean) if victim.last_conv else nothing
     )
     plain = lambda table: json.loads(table.to_json(orient="records", double_precision=6))
     return {

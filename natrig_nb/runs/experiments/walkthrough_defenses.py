@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ...core import FaceSet
-from ...defense.base import report_detect, report_inspect, report_repair
+from ...core import FAKE, REAL, FaceSet
+from ...defense.base import Anomaly, Defense, DefenseCase, Kind, evaluate
 from ...defense.cleanse import neural_cleanse, size_ratio
 from ...defense.pruning import fine_prune
 from ...defense.strip import strip
@@ -28,22 +28,24 @@ def strip_panel(
     pd.DataFrame, pd.DataFrame
 ]:  # rows of a defense table; model, group, entropy of every input
     "STRIP with convex and with additive overlays."
-    models, inputs = (
-        {"victim": victim, "benign": benign},
-        {"triggered": triggered, "clean": untriggered.images},
-    )
+    real, fake = (untriggered[untriggered.labels == label] for label in (REAL, FAKE))
+    n = max(len(triggered), len(real), len(fake))
+    case = DefenseCase(victim, benign, real, fake, clean, triggered, n_inputs=n)
+    pairs = [(model, group) for model in ("victim", "benign") for group in ("triggered", "clean")]
     rows, record = [], []
     for mode, suffix in (("convex", ""), ("additive", "_additive")):
-        scores = {
-            (m, g): strip(model, x, clean, overlays, mode)
-            for m, model in models.items()
-            for g, x in inputs.items()
-        }
-        look = lambda m, x, _: scores[m, "triggered" if x is triggered else "clean"]
-        report = report_detect("strip", look, "victim", "benign", triggered, untriggered, clean)
+        scores = []
+
+        def scored(model, x, clean, mode=mode, scores=scores):
+            result = strip(model, x, clean, overlays, mode)
+            scores.append(result.values)
+            return result
+
+        defense = Defense("strip", Kind.DETECT, scored, "STRIP", "", "")
+        report = pd.DataFrame(evaluate(defense, case))
         rows.append(report.assign(metric=report.metric + suffix))
         if mode == "convex":
-            record = [(m, g, -float(v)) for (m, g), s in scores.items() for v in s]
+            record = [(m, g, -float(v)) for (m, g), s in zip(pairs, scores) for v in s]
     return pd.concat(rows), pd.DataFrame(record, columns=["model", "group", "entropy"])
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_defenses.ipynb #0000000b
@@ -53,9 +55,14 @@ def cleanse_panel(
     norms: dict,  # name -> (2,) mask sizes of `neural_cleanse`, pixels, index = class
 ) -> pd.DataFrame:  # rows of a defense table
     "Neural Cleanse's two-class verdict from searches already made."
-    return report_inspect(
-        "cleanse", lambda name, _: size_ratio(norms[name]), victim, list(benign), None
-    )
+
+    def ratio(name, _):
+        return Anomaly(size_ratio(norms[name]))
+
+    defense = Defense("cleanse", Kind.INSPECT, ratio, "Neural Cleanse", "", "")
+    first, *others = benign
+    case = DefenseCase(victim, first, None, None, None, None, references=tuple(others))
+    return pd.DataFrame(evaluate(defense, case))
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_defenses.ipynb #0000000e
 def search_masks(
@@ -78,7 +85,7 @@ def pruning_panel(
     benign: nn.Module,  # its benign twin; not changed
     triggered: torch.Tensor,  # (n,3,r,r) held-out fakes with the trigger
     test: FaceSet,  # held-out faces without it
-    clean: FaceSet,  # the defender's own faces
+    clean: FaceSet,  # the defender's own faces, of which every third is used
 ) -> tuple[
     pd.DataFrame, pd.DataFrame
 ]:  # rows of a defense table; model, share, ba, asr along the pruning
@@ -87,8 +94,11 @@ def pruning_panel(
 
     def fix(model, clean):
         fixed = fine_prune(model, clean, step=0.1, epochs=2, triggered=triggered)
-        curves.append(fixed.curve[["share", "ba", "asr"]])
+        curves.append(fixed.log.details["curve"][["share", "ba", "asr"]])
         return fixed
 
-    rows = report_repair("pruning", fix, victim, benign, clean, triggered, test)
+    real, fake = (test[test.labels == label] for label in (REAL, FAKE))
+    case = DefenseCase(victim, benign, real, fake, clean, triggered, n_inputs=len(triggered))
+    defense = Defense("pruning", Kind.REPAIR, fix, "Fine-Pruning", "", "")
+    rows = pd.DataFrame(evaluate(defense, case))
     return rows, pd.concat([c.assign(model=m) for m, c in zip(("victim", "benign"), curves)])
