@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'Experiment', 'photographs', 'diffusion', 'real_faces', 'shipped', 'is_pipeline', 'study_generator', 'prepare',
-           'load_study', 'natural_carriers', 'victim_maker']
+           'trigger_config', 'load_study', 'natural_carriers', 'victim_maker']
 
 # %% ../../nbs/api/runs/study.ipynb #00000002
 import json
@@ -14,6 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from natrig_nb.trigger.base import (
+    Edit,
+    SearchContext,
+    TriggerConfig,
+    trigger_from_state,
+    trigger_specs,
+)
 
 from ..attack.poison import choose_poison
 from ..attack.run import Study, fit, image_study, make_study
@@ -25,18 +33,13 @@ from ..detector.base import load_detector, make_detector, small_settings
 from ..detector.meso import Meso4
 from ..generator.base import Generator, render
 from ..generator.cached import Cached
-from ..generator.diffusion import Curve, Latents
+from ..generator.diffusion import Latents
 from ..generator.load import generator_kind, load_generator
 from ..latent.directions import Directions, LatentSpace, find_directions
 from ..metrics import frechet, precision_recall
 from ..nn.attributes import attribute_features, attribute_scores, load_attributes
 from ..trigger.badnets import BadNets
-from ..trigger.base import LatentTrigger
 from ..trigger.blended import Blended
-from ..trigger.natural.attribute import attribute_trigger
-from ..trigger.natural.optimized import optimize_trigger
-from ..trigger.natural.prompt import PromptTrigger, choose_weight, prompt_trigger, windows
-from ..trigger.natural.prompt_optimized import optimize_prompt
 
 # %% ../../nbs/api/runs/study.ipynb #000000a0
 @dataclass(frozen=True)
@@ -190,39 +193,35 @@ def _substitute(e, G, other):
     return fit(lambda: Meso4(size=e.size), aside.train, seed=99, epochs=6, batch=64)
 
 
+def trigger_config(
+    e: Experiment,  # the settings
+) -> TriggerConfig:
+    "The settings that natural triggers depend on."
+    terms = [*e.terms, *[None] * len(e.edits)]
+    edits = tuple(Edit(*edit, term) for edit, term in zip(e.edits, terms, strict=False))
+    return TriggerConfig(edits, e.percentile, e.reach, e.hold, e.bound, e.bound_prompt, e.measured)
+
+
 def _latent_triggers(e, G, net, population, other):
-    "Directions of a StyleGAN2; the optimized offset, one attribute, two attributes."
+    "Directions of a StyleGAN2, and the triggers in W."
     directions = find_directions(G, net, n=e.measured, seed=5)
-    latent = [optimize_trigger(G, _substitute(e, G, other), directions.space, e.bound, psi=e.psi)]
-    for k in (1, 2):
-        words, names, signs = zip(*e.edits[:k])
-        latent.append(
-            attribute_trigger(
-                directions, names, population, e.percentile, e.reach, e.hold, signs, "+".join(words)
-            )
-        )
-    return directions, latent
-
-
-def _prompt_triggers(e, G, net, population, other, tried=24):
-    "The same three in the prompt; several attributes get windows of their own, the first named the last."
-    latent, w = (
-        [optimize_prompt(G.uncached, _substitute(e, G, other), e.bound_prompt)],
-        G.sample(tried, 31),
+    context = SearchContext(
+        trigger_config(e), G, net, population, directions, _substitute(e, G, other), psi=e.psi
     )
-    for k in (1, 2):
-        terms, edits = list(e.terms[:k])[::-1], e.edits[:k][::-1]
-        spans = windows(terms)
-        ask = lambda term, name, span: choose_weight(
-            G.uncached, net, population, w, term, name, span, e.percentile, e.reach
-        )[0]
-        weights = [ask(term, name, span) for term, (_, name, _), span in zip(terms, edits, spans)]
-        latent.append(
-            prompt_trigger(
-                G.uncached, terms, spans, weights, "+".join(word for word, *_ in e.edits[:k])
-            )
-        )
-    return latent
+    return directions, _find_all(context, latent=True)
+
+
+def _prompt_triggers(e, G, net, population, other):
+    "The triggers in the prompt."
+    substitute = _substitute(e, G, other)
+    context = SearchContext(trigger_config(e), G, net, population, substitute=substitute)
+    return _find_all(context, latent=False)
+
+
+def _find_all(context, latent):
+    "The natural triggers that a kind of generator offers."
+    specs = trigger_specs(context.cfg, latent)
+    return [spec.find(context) for spec in specs.values() if not spec.painted]
 
 # %% ../../nbs/api/runs/study.ipynb #0000000e
 def _render_ahead(e, G, study, triggers):
@@ -288,14 +287,8 @@ def _plain(thing):
     "Latents and triggers as tensors and numbers."
     if isinstance(thing, Latents):
         return {"noise": thing.noise, "neutral": thing.neutral}
-    if isinstance(thing, LatentTrigger):
-        return {"name": thing.name, "strength": thing.strength, "offset": thing.offset}
-    if isinstance(thing, PromptTrigger):
-        return {
-            "name": thing.name,
-            "strength": thing.strength,
-            "curves": [vars(c) for c in thing.curves],
-        }
+    if hasattr(thing, "state"):
+        return thing.state()
     return thing
 
 
@@ -305,11 +298,7 @@ def _whole(thing):
         return thing
     if "noise" in thing:
         return Latents(**thing)
-    if "offset" in thing:
-        return LatentTrigger(thing["name"], "W", thing["strength"], thing["offset"])
-    return PromptTrigger(
-        thing["name"], "prompt", thing["strength"], tuple(Curve(**c) for c in thing["curves"])
-    )
+    return trigger_from_state(thing)
 
 # %% ../../nbs/api/runs/study.ipynb #00000012
 def load_study(

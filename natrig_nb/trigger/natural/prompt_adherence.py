@@ -36,7 +36,8 @@ def obedience(
 ) -> pd.DataFrame:  # term, attribute, auroc
     "AUROC of the attribute's score between prompts with and without each term."
     check(n >= 2, f"expected at least 2 pictures a prompt, got {n}")
-    plain, *said = G.render_many(G.sample(n, seed), [None, *(prompt_trigger(G, [w], [(0.0, 1.0)]) for w in words)]
+    plain, *said = G.render_many(
+        G.sample(n, seed), [None, *(prompt_trigger(G, [w], [(0.0, 1.0)]) for w in words)]
     )
     score = lambda x, a: attribute_scores(net, x)[:, net.names.index(a)]
     found = [
