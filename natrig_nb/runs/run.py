@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['Measurement', 'Plan', 'plan_run', 'run_measurements', 'rows_of', 'seconds_by_kind', 'plan_table', 'describe_plan']
 
-# %% ../../nbs/api/runs/run.ipynb #e6196dbe
+# %% ../../nbs/api/runs/run.ipynb #89ce353b
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -30,7 +30,7 @@ from .executors import Executor, Outcome
 from .graph import Task, run_graph
 from .results import Results, only_writer, read_results
 
-# %% ../../nbs/api/runs/run.ipynb #bfa49817
+# %% ../../nbs/api/runs/run.ipynb #33749905
 @dataclass(frozen=True, eq=False)
 class Measurement:
     "One cell of the results table, before it is computed."
@@ -72,7 +72,7 @@ def _make_artifact(artifact: Artifact, out: str) -> None:
     "Make one artifact as a task of its own; its inputs are there already."
     ensure(artifact, out)
 
-# %% ../../nbs/api/runs/run.ipynb #3c43f2ab
+# %% ../../nbs/api/runs/run.ipynb #59d3a7d9
 class Plan(NamedTuple):
     "The tasks of a run and the cells they end in."
 
@@ -131,7 +131,7 @@ def _cell_task(measurement: Measurement, folder: Path) -> Task:
     arguments = (measurement, str(folder))
     return Task(measurement.cell, _compute_cell, arguments, needs, measurement.kind)
 
-# %% ../../nbs/api/runs/run.ipynb #02068f0c
+# %% ../../nbs/api/runs/run.ipynb #204ba8a0
 def run_measurements(
     measurements: Iterable[Measurement],  # all cells of the run
     out: str | Path,  # folder of the run; the same one continues an interrupted run
@@ -202,7 +202,7 @@ def rows_of(
     places = table.cell.map(order)
     return table.iloc[np.argsort(places.to_numpy(), kind="stable")].reset_index(drop=True)
 
-# %% ../../nbs/api/runs/run.ipynb #e0069289
+# %% ../../nbs/api/runs/run.ipynb #2dadaac8
 def seconds_by_kind(
     out: str | Path,  # folder of a run
     sample: int = 500,  # artifacts to look at, about
