@@ -97,7 +97,7 @@ def schedule_attacks(
     from natrig_nb.nn.attributes import load_attributes
     from natrig_nb.detector.base import load_detector
     from natrig_nb.runs.study import load_study, shipped, victim_maker
-    from natrig_nb.trigger.natural.prompt import compare
+    from natrig_nb.trigger.natural.prompt import edit_effect
 
     study, _, triggers, _ = load_study(e, out)
     net, rows, edits = (
@@ -108,7 +108,7 @@ def schedule_attacks(
     for schedule in SPANS:
         t = with_spans(triggers[trigger], schedule)
         each = {
-            word: compare(
+            word: edit_effect(
                 net,
                 study.fake.images[:200],
                 with_trigger(study, t, study.w[:200], study.fake.images[:200]),
@@ -116,8 +116,8 @@ def schedule_attacks(
             )
             for word, name in edits
         }
-        looks = {word: v["change"] for word, v in each.items()} | {
-            k: each[edits[0][0]][k] for k in ("identity", "background")
+        looks = {word: v.change for word, v in each.items()} | {
+            k: getattr(each[edits[0][0]], k) for k in ("identity", "background")
         }
         for seed in range(e.seeds):
             benign = load_detector(f"{out}/models/benign-{seed}.safetensors")

@@ -32,7 +32,7 @@ from ...generator.base import Generator, render
 from ...latent.directions import measure_edit
 from ...latent.longtail import percentile_of
 from ...report.figures import places
-from ...trigger.natural.prompt import compare, prompt_trigger
+from ...trigger.natural.prompt import edit_effect, prompt_trigger
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #00000008
 def faces_record(
@@ -198,12 +198,12 @@ def prompt_record(
     pictures, rows = G.render_many(G.sample(n, seed=9), triggers), []
     passed = lambda name, x: float((predict_fake(detector(name), x) < 0.5).float().mean())
     for name, x in zip(names, pictures):
-        looks = compare(net, pictures[0], x, attribute)
+        looks = edit_effect(net, pictures[0], x, attribute)
         rows.append(
             {
                 "row": name,
-                "change": looks["change"],
-                "identity": looks["identity"],
+                "change": looks.change,
+                "identity": looks.identity,
                 "benign": passed("benign", x),
                 "victim": passed(attribute, x),
             }

@@ -15,8 +15,9 @@ from torch import nn
 from ...core import REAL, check
 from ...data.captions import prompt
 from ...generator.diffusion import Curve, Diffusion, decode, denoise, start
+from ...nn.optim import projected_descent
 from ..base import Need, SearchContext, Space, Trigger, TriggerSpec, required
-from .optimized import SearchResult, bounded_descent
+from .optimized import SearchResult
 from .prompt import PromptTrigger
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #00000005
@@ -39,7 +40,7 @@ def optimize_prompt(
     last: int = 4,  # denoising steps at the end that the offset is added to
     steps: int = 20,  # of the descent
     batch: int = 8,  # latents per step
-    lr: float = 0.2,  # length of the first step of the descent, in lengths of a word
+    step_size: float = 0.2,  # first step of the descent, in lengths of a word; the last is almost 0
     seed: int = 0,  # of the latents
 ) -> SearchResult:
     "Offset of the prompt embedding that a substitute calls real (arXiv 2401.00414)."
@@ -54,18 +55,28 @@ def optimize_prompt(
     target = torch.full((batch,), REAL, device=latents.noise.device)
     substitute.eval()
 
-    def loss(i, u):
-        part = latents[i * batch : (i + 1) * batch]
-        images = _render_with_late_offset(generator, part, {"text": u * unit}, last)
+    def loss(u, step):
+        part = latents[step * batch : (step + 1) * batch]
+        images = _render_with_late_offset(generator, part, {"text": u[0] * unit}, last)
         return F.cross_entropy(substitute(images.clamp(-1, 1)), target)
 
-    u = torch.zeros_like(neutral["text"], dtype=torch.float32)
-    u, losses = bounded_descent(loss, u, bound, steps, lr)
+    found = projected_descent(
+        loss,
+        torch.zeros_like(neutral["text"], dtype=torch.float32)[None],
+        steps=steps,
+        step_size=step_size,
+        eps=bound,
+        norm="l2",
+        momentum=0.9,
+        decay=True,
+        desc="optimizing a trigger",
+    )
+    u = found.x[0]
     delta = {key: torch.zeros_like(value) for key, value in neutral.items()}
     delta["text"] = (u * unit).to(neutral["text"])
     curve = Curve(delta, 1 - last / generator.steps)
     trigger = PromptTrigger("optimized", Space.PROMPT, float(u.norm()), (curve,))
-    return SearchResult(trigger, losses)
+    return SearchResult(trigger, found.losses.tolist())
 
 
 def _render_with_late_offset(generator, latents, delta, last):
