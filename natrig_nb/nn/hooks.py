@@ -29,15 +29,15 @@ def capture(
     outputs: dict[str, Any] = {}
     hooks = []
 
-    def store(name):
-        def hook(module, inputs, output):
+    def _store(name):
+        def _hook(module, inputs, output):
             outputs[name] = output if keep is None else keep(output)
 
-        return hook
+        return _hook
 
     try:
         for name in names:
-            hooks.append(modules[name].register_forward_hook(store(name)))
+            hooks.append(modules[name].register_forward_hook(_store(name)))
         yield outputs
     finally:
         for hook in hooks:
