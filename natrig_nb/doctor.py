@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from .core import check, pick_device
-from .data.faces import SOURCES
+from .data.layouts import SOURCES
 
 # %% ../nbs/api/doctor.ipynb #00000006
 OPTIONAL = {"timm": "detectors by timm:NAME", "datasets": "image sets in Arrow and Parquet files"}

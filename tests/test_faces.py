@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from natrig_nb.data.faces import read_attributes, read_dataset, read_faces, split
+from natrig_nb.data.faces import read_dataset, read_faces, split
+from natrig_nb.data.layouts import read_attributes
 
 GOOD = io.BytesIO()
 Image.new("RGB", (80, 80), "teal").save(GOOD, "PNG")
