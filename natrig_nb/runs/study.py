@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETS', 'Experiment', 'photographs', 'diffusion', 'real_faces', 'shipped', 'is_pipeline', 'study_generator', 'prepare',
-           'trigger_config', 'load_study', 'natural_carriers', 'victim_maker']
+           'trigger_config', 'load_study', 'carriers_of', 'metric_columns', 'victim_maker']
 
 # %% ../../nbs/api/runs/study.ipynb #00000002
 import json
@@ -15,16 +15,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from natrig_nb.attack.run import (
+    AttackMetrics,
+    Carriers,
+    Splits,
+    image_splits,
+    make_splits,
+    train_detector,
+)
 from natrig_nb.trigger.base import (
     Edit,
     SearchContext,
+    Trigger,
     TriggerConfig,
     trigger_from_state,
     trigger_specs,
 )
 
+from ..attack.carriers import natural_carriers
 from ..attack.poison import choose_poison
-from ..attack.run import Study, fit, image_study, make_study
 from ..core import FaceSet, check, resolve, write_atomic
 from ..data.captions import NEUTRAL
 from ..data.faces import read_faces
@@ -35,7 +44,8 @@ from ..generator.base import Generator, render
 from ..generator.cached import Cached
 from ..generator.diffusion import Latents
 from ..generator.load import generator_kind, load_generator
-from ..latent.directions import Directions, LatentSpace, find_directions
+from ..latent.directions import Directions, find_directions
+from ..latent.space import LatentSpace
 from ..metrics import frechet, precision_recall
 from ..nn.attributes import attribute_features, attribute_scores, load_attributes
 from ..trigger.badnets import BadNets
@@ -163,7 +173,7 @@ def prepare(
     train, other, held = real_faces(e)
     if e.fakes:
         return _save_study(
-            out, image_study(train, read_faces(e.fakes, size=e.size), held), None, [], None, {}
+            out, image_splits(train, read_faces(e.fakes, size=e.size), held), None, [], None, {}
         )
     G, net = study_generator(e, out), load_attributes(shipped(e.judge))
     prompts = G.latent_space is None
@@ -172,7 +182,7 @@ def prepare(
         f"expected a generator of {e.size} pixels, the size of the study, got {G.resolution}",
     )
     study, population = (
-        make_study(G, train, held, seed=0, psi=e.psi),
+        make_splits(G, train, held, seed=0, psi=e.psi),
         attribute_scores(net, train.images),
     )
     if prompts:
@@ -189,8 +199,8 @@ def prepare(
 # %% ../../nbs/api/runs/study.ipynb #0000000c
 def _substitute(e, G, other):
     "A detector of another architecture, trained on other faces."
-    aside = make_study(G, other, other[:2], seed=1, psi=e.psi)
-    return fit(lambda: Meso4(size=e.size), aside.train, seed=99, epochs=6, batch=64)
+    aside = make_splits(G, other, other[:2], seed=1, psi=e.psi)
+    return train_detector(lambda: Meso4(size=e.size), aside.train, seed=99, epochs=6, batch=64)
 
 
 def trigger_config(
@@ -229,7 +239,7 @@ def _render_ahead(e, G, study, triggers):
     chosen = np.unique(
         np.concatenate([choose_poison(study.train.labels, e.rate, s) for s in range(e.seeds)])
     )
-    for w in (study.w, study.train_w[torch.from_numpy(chosen)]):
+    for w in (study.latents, study.train_latents[torch.from_numpy(chosen)]):
         G.render_many(w, triggers)
     G.save()
 
@@ -252,7 +262,7 @@ def _quality(net, train, held, truncated, whole):
     return figures
 
 # %% ../../nbs/api/runs/study.ipynb #00000011
-SETS = ("train", "real", "fake", "clean")
+SETS = ("train", "real", "fake", "defender")
 
 
 def _save_study(out, study, directions, latent, population, figures):
@@ -267,14 +277,14 @@ def _save_study(out, study, directions, latent, population, figures):
     }
     parts = {
         "sets": sets,
-        "train_w": _plain(study.train_w),
-        "w": _plain(study.w),
+        "train_w": _plain(study.train_latents),
+        "w": _plain(study.latents),
         "population": population,
         "latent": [_plain(t) for t in latent],
         "directions": directions
         and {
             "space": asdict(directions.space),
-            **{k: getattr(directions, k) for k in ("names", "slopes", "scores")},
+            **{k: getattr(directions, k) for k in ("names", "gradients", "scores")},
         },
     }
     with write_atomic(Path(out) / "quality.json") as f:
@@ -318,43 +328,38 @@ def load_study(
         for k, v in p["sets"].items()
     }
     G, found = None if e.fakes else study_generator(e, out), p["directions"]
-    study = Study(
+    study = Splits(
         G,
         sets["train"],
         _whole(p["train_w"]),
         sets["real"],
         _whole(p["w"]),
         sets["fake"],
-        sets["clean"],
+        sets["defender"],
     )
     directions = found and Directions(**{**found, "space": LatentSpace(**found["space"])})
     triggers = [*map(_whole, p["latent"]), BadNets(), Blended()]
     return study, directions, {t.name: t for t in triggers}, p["population"]
 
 # %% ../../nbs/api/runs/study.ipynb #00000014
-def natural_carriers(
+def carriers_of(
     e: Experiment,  # the settings
-    trigger,  # the trigger
-    study: Study,  # held-out faces and latents
-    directions: Directions,  # the unit of latents
-    share: float = 0.1,  # the top of the scores that counts as carrying
-) -> tuple:  # (m,) bool of held-out fakes, (k,) bool of real faces; None where it does not apply
+    trigger: Trigger,
+    study: Splits,  # held-out faces and latents
+    directions: Directions | None,  # the unit of latents
+) -> Carriers:
     "Which untriggered held-out faces carry the trigger by nature."
-    top = lambda s: np.asarray(s >= torch.quantile(s, 1 - share))
-    if trigger.space == "prompt" and trigger.name == "optimized":
-        return None, None  # no picture lies along a sentence
-    if trigger.name == "optimized":
-        along = directions.space.whiten(study.w) @ directions.space.whiten(
-            directions.space.mean + trigger.offset
-        )
-        return top(along), None
-    edits = [(name, sign) for word, name, sign in e.edits if word in trigger.name.split("+")]
-    if not edits:
-        return None, None
-    net = load_attributes(shipped(e.judge))
-    wanted = [(net.names.index(name), sign) for name, sign in edits]
-    score = lambda ds: sum(sign * attribute_scores(net, ds.images)[:, i] for i, sign in wanted)
-    return top(score(study.fake)), top(score(study.real))
+    net = load_attributes(shipped(e.judge)) if trigger.targets else None
+    space = directions.space if directions else None
+    return natural_carriers(trigger, net, study, space=space)
+
+
+def metric_columns(
+    metrics: AttackMetrics,
+) -> dict:  # with the column names of the walkthrough's tables
+    "Metrics of an attack as a row of a table."
+    names = {"activation_without_trigger": "accidental", "tnr_carriers": "real_with_attribute"}
+    return {names.get(name, name): value for name, value in metrics._asdict().items()}
 
 # %% ../../nbs/api/runs/study.ipynb #00000016
 def victim_maker(

@@ -57,7 +57,7 @@ def cross_runs(
         study, _, triggers, _ = load_study(e, out)
         check(trigger in triggers, f"expected a trigger among {', '.join(triggers)}, got {trigger}")
         plain = study.fake.images[:n]
-        fakes[name] = plain, with_trigger(study, triggers[trigger], study.w[:n], plain)
+        fakes[name] = plain, with_trigger(study, triggers[trigger], study.latents[:n], plain)
     load = lambda out, seed: tuple(
         load_detector(f"{out}/models/{kind}-{seed}.safetensors") for kind in (trigger, "benign")
     )
@@ -111,7 +111,7 @@ def schedule_attacks(
             word: edit_effect(
                 net,
                 study.fake.images[:200],
-                with_trigger(study, t, study.w[:200], study.fake.images[:200]),
+                with_trigger(study, t, study.latents[:200], study.fake.images[:200]),
                 name,
             )
             for word, name in edits
@@ -136,7 +136,7 @@ def schedule_attacks(
                     "schedule": schedule,
                     "seed": seed,
                     **looks,
-                    **{k: figures[k] for k in ("asr", "asr_benign", "ba_drop")},
+                    **{k: getattr(figures, k) for k in ("asr", "asr_benign", "ba_drop")},
                 }
             )
     return pd.DataFrame(rows)
@@ -149,14 +149,14 @@ def train_longer(
     epochs: int = 20,  # of the benign and of the backdoored detectors
 ) -> pd.DataFrame:  # trigger, epochs, seed, asr, asr_benign, ba_drop
     "The same attacks on detectors that train for more epochs."
-    from natrig_nb.attack.run import attack, fit
+    from natrig_nb.attack.run import attack, train_detector
     from natrig_nb.runs.study import load_study, victim_maker
 
     study, _, triggers, _ = load_study(e, out)
     rows = []
     for seed in range(e.seeds):
         make, how = victim_maker(e, seed), dict(epochs=epochs, batch=e.batch)
-        benign = fit(make, study.train, seed, **how)
+        benign = train_detector(make, study.train, seed, **how)
         found = {
             name: attack(study, triggers[name], make, benign, e.rate, seed, **how)[1]
             for name in names
@@ -166,7 +166,7 @@ def train_longer(
                 "trigger": name,
                 "epochs": epochs,
                 "seed": seed,
-                **{k: f[k] for k in ("asr", "asr_benign", "ba_drop")},
+                **{k: getattr(f, k) for k in ("asr", "asr_benign", "ba_drop")},
             }
             for name, f in found.items()
         ]

@@ -52,8 +52,9 @@ from natrig_nb.runs.old_store import (
 )
 from natrig_nb.runs.study import (
     Experiment,
+    carriers_of,
     load_study,
-    natural_carriers,
+    metric_columns,
     prepare,
     shipped,
     trigger_config,
@@ -61,8 +62,8 @@ from natrig_nb.runs.study import (
 )
 
 from ... import __version__
-from ...adversarial.pgd import visibility
-from ...attack.run import fit, measure, poison_study, with_trigger
+from ...attack.run import measure, poison_training_set, train_detector, with_trigger
+from ...attack.visibility import visibility
 from ...core import FaceSet, check, environment, to_float, to_uint8
 from ...defense.preprocess import crop
 from ...defense.teco import blur, jpeg, noise
@@ -316,7 +317,7 @@ def attack_of(
 ) -> tuple:  # trigger in training, trigger at test time, settings of `poison_study`
     "What a cell plants, and how."
     how, name, s = (
-        {"clean_label": True} if cell.label == "clean" else {},
+        {"label_mode": cell.label},
         cell.trigger,
         cell.strength,
     )
@@ -327,8 +328,7 @@ def attack_of(
         context = SearchContext(trigger_config(cell.e))
         t = spec.find(context)
         if spec.test_trigger:
-            poisoning = {"cover": v for v in spec.poisoning.values()}
-            return t, spec.test_trigger(context), {**poisoning, **how}
+            return t, spec.test_trigger(context), {**spec.poisoning, **how}
     if s is not None:
         t = t.with_strength(s)
     return t, t, how
@@ -347,7 +347,7 @@ def triggered_piece(
 
     def make(place):
         (study, _, _, population), (_, t, _) = study_of(cell.e, out), attack_of(cell, out)
-        images = with_trigger(study, t, study.w, study.fake.images).contiguous()
+        images = with_trigger(study, t, study.latents, study.fake.images).contiguous()
         save_file({"images": images}, place / "images.safetensors")
         (place / "looks.json").write_text(
             json.dumps(looks(cell.e, t, study.fake.images, images, population))
@@ -364,7 +364,9 @@ def poisoned_piece(
 
     def make(place):
         t, _, how = attack_of(cell, out)
-        dirty, manifest = poison_study(study_of(cell.e, out)[0], t, cell.e.rate, cell.seed, **how)
+        dirty, manifest = poison_training_set(
+            study_of(cell.e, out)[0], t, cell.e.rate, cell.seed, **how
+        )
         at = torch.where(dirty.poisoned)[0]
         save_file(
             {"index": at, "images": dirty.images[at].contiguous(), "labels": dirty.labels[at]},
@@ -432,7 +434,7 @@ def looks(
     return {
         "psnr": seen["psnr"],
         "ssim": seen["ssim"],
-        "feature": seen.get("feature"),
+        "feature": seen.get("feature_distance"),
         "latent": t.strength if t.space == "W" else None,
         "percentile": float(np.mean(rare)) if rare else None,
     }
@@ -456,7 +458,7 @@ def handled(
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #00000019
 def _fit(cell, ds):
-    return fit(
+    return train_detector(
         victim_maker(cell.e, cell.seed), ds, cell.seed, epochs=cell.e.epochs, batch=cell.e.batch
     )
 
@@ -490,9 +492,7 @@ def victim_piece(
             load_file(triggered_piece(cell, out) / "images.safetensors")["images"],
         )
         benign, victim = load_saved(benign_piece(cell, out) / "model.safetensors"), _fit(cell, ds)
-        figures = measure(
-            victim, benign, study, images, *natural_carriers(cell.e, t, study, directions)
-        )
+        figures = measure(victim, benign, study, images, carriers_of(cell.e, t, study, directions))
         looks = json.loads((triggered_piece(cell, out) / "looks.json").read_text())
         save_detector(victim, place / "model.safetensors")
         (place / "figures.json").write_text(
@@ -501,7 +501,7 @@ def victim_piece(
                     "space": t.space,
                     "strength": t.strength,
                     **looks,
-                    **figures,
+                    **metric_columns(figures),
                     **handled(victim, benign, images[:300]),
                 }
             )
@@ -520,7 +520,7 @@ def defense_case(
 ) -> DefenseCase:
     "What the evaluation of a defense needs to know about an attack."
     return DefenseCase(
-        victim, benign, study.real, study.fake, study.clean, images, dirty, study.train, rate
+        victim, benign, study.real, study.fake, study.defender, images, dirty, study.train, rate
     )
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #0000001f

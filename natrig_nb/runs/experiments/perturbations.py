@@ -341,12 +341,12 @@ def visible_table(
         load_attributes(shipped(e.judge)),
         lambda name: load_detector(Path(folder) / "models" / f"{name}-0.safetensors"),
     )
-    benign, w, x, G = saved("benign"), study.w[:n], study.fake.images[:n], study.G
+    benign, w, x, G = saved("benign"), study.latents[:n], study.fake.images[:n], study.generator
     own, levels = (
         latent_evasion(G, benign, w, directions.space, bound=e.bound) - w,
         (0.5, 1, 2, 4, 8, 16),
     )
-    flat = {k: make(benign, study.clean) for k, make in UNIVERSAL.items()}
+    flat = {k: make(benign, study.defender) for k, make in UNIVERSAL.items()}
     rows = [
         attack_curve(
             "pixels, each image",

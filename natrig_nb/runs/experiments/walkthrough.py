@@ -29,15 +29,16 @@ from natrig_nb.runs.experiments.walkthrough_defenses import (
 )
 from natrig_nb.runs.study import (
     Experiment,
+    carriers_of,
     diffusion,
     load_study,
-    natural_carriers,
+    metric_columns,
     prepare,
     shipped,
     victim_maker,
 )
 
-from ...attack.run import attack, fit, with_trigger
+from ...attack.run import attack, train_detector, with_trigger
 from ...core import check, concat, environment, progress, write_atomic
 from ...detector.base import detector_label, load_detector, save_detector
 from ...generator.diffusion import load_diffusion
@@ -80,9 +81,9 @@ def _triggers(e):
 def _benign_cell(e, out, seed):
     "Train the benign detector of a seed, and search it as Neural Cleanse does."
     study, *_ = load_study(e, out)
-    model = fit(victim_maker(e, seed), study.train, seed, epochs=e.epochs, batch=e.batch)
+    model = train_detector(victim_maker(e, seed), study.train, seed, epochs=e.epochs, batch=e.batch)
     save_detector(model, _model_path(out, "benign", seed))
-    return search_masks(model, study.clean, e.searches)
+    return search_masks(model, study.defender, e.searches)
 
 
 def _attack_cell(e, out, seed, trigger, rate=None):
@@ -90,9 +91,9 @@ def _attack_cell(e, out, seed, trigger, rate=None):
     start, rate = time.time(), e.rate if rate is None else rate
     study, directions, triggers, _ = load_study(e, out)
     t, benign = triggers[trigger], load_detector(_model_path(out, "benign", seed))
-    like = natural_carriers(e, t, study, directions)
+    like = carriers_of(e, t, study, directions)
     victim, figures, manifest = attack(
-        study, t, victim_maker(e, seed), benign, rate, seed, *like, epochs=e.epochs, batch=e.batch
+        study, t, victim_maker(e, seed), benign, rate, seed, like, epochs=e.epochs, batch=e.batch
     )
     if rate == e.rate:
         save_detector(victim, _model_path(out, trigger, seed))
@@ -111,7 +112,7 @@ def _attack_cell(e, out, seed, trigger, rate=None):
         "rate": rate,
         "strength": t.strength,
         "seed": seed,
-        **figures,
+        **metric_columns(figures),
         "seconds": time.time() - start,
     }
 
@@ -120,26 +121,28 @@ def _defense_cell(e, out, seed, trigger, n=60):
     "All three defenses against one victim."
     study, _, triggers, _ = load_study(e, out)
     victim, benign = (load_detector(_model_path(out, name, seed)) for name in (trigger, "benign"))
-    w = None if study.w is None else study.w[: 2 * n]
+    w = None if study.latents is None else study.latents[: 2 * n]
     triggered, untriggered = (
         with_trigger(study, triggers[trigger], w, study.fake.images[: 2 * n]),
         concat(study.real[:n], study.fake[:n]),
     )
-    strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.clean)
+    strip_rows, entropies = strip_panel(victim, benign, triggered[:n], untriggered, study.defender)
     test = concat(study.real[: 2 * n], study.fake[: 2 * n])
     nothing = (
         pd.DataFrame(),
         pd.DataFrame(),
     )  # a published classifier names no last convolution to prune
     pruning_rows, curve = (
-        pruning_panel(victim, benign, triggered, test, study.clean) if victim.last_conv else nothing
+        pruning_panel(victim, benign, triggered, test, study.defender)
+        if victim.last_conv
+        else nothing
     )
     plain = lambda table: json.loads(table.to_json(orient="records", double_precision=6))
     return {
         "rows": plain(pd.concat([strip_rows, pruning_rows])),
         "strip": plain(entropies),
         "pruning": plain(curve),
-        **search_masks(victim, study.clean, e.searches),
+        **search_masks(victim, study.defender, e.searches),
     }
 
 

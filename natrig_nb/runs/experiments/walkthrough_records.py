@@ -18,14 +18,10 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import nn
 
-from natrig_nb.nn.attributes import (
-    AttributeNet,
-    attribute_features,
-    attribute_scores,
-    identity_change,
-)
+from ...nn.attributes import AttributeNet, attribute_features, attribute_scores
+from ...nn.attributes import identity_distance
 
-from ...attack.run import Study, with_trigger
+from ...attack.run import Splits, with_trigger
 from ...core import write_atomic
 from ...detector.base import predict_fake
 from ...generator.base import Generator, render
@@ -36,12 +32,12 @@ from ...trigger.natural.prompt import edit_effect, prompt_trigger
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #00000008
 def faces_record(
-    study: Study,  # held-out fakes
+    study: Splits,  # held-out fakes
     triggers: list,  # triggers; "none" is put in front
     k: int = 8,  # identities
 ) -> dict:  # arrays `triggers` (t,) and `images` (t,k,3,r,r) uint8
     "The same identities under each trigger."
-    w, plain = None if study.w is None else study.w[:k], study.fake.images[:k]
+    w, plain = None if study.latents is None else study.latents[:k], study.fake.images[:k]
     images = [plain, *(with_trigger(study, t, w, plain) for t in triggers)]
     return {
         "triggers": np.array(["none", *(t.name for t in triggers)]),
@@ -70,7 +66,7 @@ def latents_record(
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #0000000b
 def attributes_record(
-    study: Study,  # held-out fakes with latents
+    study: Splits,  # held-out fakes with latents
     net: AttributeNet,  # scores attributes
     population: torch.Tensor,  # (n,k) scores of real faces
     triggers: list,  # latent triggers
@@ -79,7 +75,7 @@ def attributes_record(
     pd.DataFrame, pd.DataFrame
 ]:  # group, attribute, score; trigger, attribute, percentile, score
     "Scores of the population, of fakes and of triggered fakes; the percentile of each trigger."
-    scores = {t.name: attribute_scores(net, render(study.G, study.w[:m], t)) for t in triggers}
+    scores = {t.name: attribute_scores(net, render(study.generator, study.latents[:m], t)) for t in triggers}
     middle = {name: s.median(0).values for name, s in scores.items()}
     where = pd.DataFrame(
         [
@@ -141,7 +137,7 @@ def prompt_edits_record(
                 w,
                 replace(t, curves=tuple(replace(c, weight=share * c.weight) for c in t.curves)),
             )
-            moved = identity_change(features, attribute_features(net, after))
+            moved = identity_distance(features, attribute_features(net, after))
             change = (attribute_scores(net, after) - scores).mean(0).tolist()
             rows += [
                 (t.name, share * t.strength, name, by, moved) for name, by in zip(net.names, change)
@@ -152,7 +148,7 @@ def prompt_edits_record(
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #00000010
 def scores_record(
-    study: Study,  # held-out faces
+    study: Splits,  # held-out faces
     triggers: list,  # all triggers
     detector: Callable[
         [str], nn.Module
@@ -162,7 +158,7 @@ def scores_record(
     "Scores of real, fake and triggered faces on the benign detector and on each victim."
     rows = []
     for t in triggers:
-        fakes, w = study.fake.images[:n], None if study.w is None else study.w[:n]
+        fakes, w = study.fake.images[:n], None if study.latents is None else study.latents[:n]
         groups = {
             "real": study.real.images[:n],
             "fake": fakes,
@@ -231,7 +227,7 @@ def write_prompts(
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #00000013
 def write_evidence(
     out: str | Path,  # folder of a run
-    study: Study,  # held-out faces and latents
+    study: Splits,  # held-out faces and latents
     net: AttributeNet | None,  # scores attributes; None without a generator
     population: torch.Tensor | None,  # (n,k) scores of real faces; None without a generator
     triggers: list,  # all triggers
@@ -245,11 +241,11 @@ def write_evidence(
         tables |= {"attributes": scores, "percentiles": where}
     if latent:
         tables |= {
-            "latents": latents_record(study.w[:150], latent),
-            "edits": edits_record(study.G, net, study.w[:200], latent),
+            "latents": latents_record(study.latents[:150], latent),
+            "edits": edits_record(study.generator, net, study.latents[:200], latent),
         }
     if prompts:
-        tables |= {"edits": prompt_edits_record(study.G, net, study.w[:12], prompts)}
+        tables |= {"edits": prompt_edits_record(study.generator, net, study.latents[:12], prompts)}
     for name, table in tables.items():
         with write_atomic(Path(out) / "records" / f"{name}.csv") as t:
             table.to_csv(t, index=False)
