@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FaceSet, check
-from ..detector.training import one_cycle, pick, plan
+from ..detector.training import one_cycle, collate, batch_schedule
 from .base import Defense, Kind, Repaired
 from .budget import BACKWARD, Budget, as_budget, watch
 
@@ -41,8 +41,8 @@ def constant(
 def _batches(ds, batch, epochs, seed, augment, device):
     "Images and labels of every step."
     images = ds.images.permute(0, 2, 3, 1).contiguous()
-    for _, index, mirror in plan(len(ds), batch, epochs, seed):
-        yield pick(images, index, mirror & augment, device), ds.labels[index].to(device)
+    for _, index, mirror in batch_schedule(len(ds), batch, epochs, seed):
+        yield collate(images, index, mirror & augment, device), ds.labels[index].to(device)
 
 # %% ../../nbs/api/defense/finetune.ipynb #0000000d
 def tune(

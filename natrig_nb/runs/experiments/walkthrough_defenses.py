@@ -74,9 +74,9 @@ def search_masks(
     found = neural_cleanse(model, clean, steps=steps)
     rounded = lambda mask: [[round(v, 3) for v in row] for row in mask[0, 0].tolist()]
     return {
-        "norms": [f["norm"] for f in found],
-        "success": [f["success"] for f in found],
-        "masks": [rounded(f["mask"]) for f in found],
+        "norms": [f.norm for f in found],
+        "success": [f.success for f in found],
+        "masks": [rounded(f.mask) for f in found],
     }
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_defenses.ipynb #00000011
