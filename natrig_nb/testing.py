@@ -16,10 +16,11 @@ from .core import FAKE, REAL, FaceSet, check, seeded, to_uint8
 
 if TYPE_CHECKING:
     from natrig_nb.detector.base import Detector
+    from natrig_nb.generator.base import Generator
 
 # %% auto #0
 __all__ = ['checkerboard', 'add_trace', 'synthetic_faces', 'apply_patch', 'planted_backdoor', 'PlantedSets', 'poison_planted',
-           'small_detector', 'RepairCase', 'repair_case']
+           'small_detector', 'RepairCase', 'repair_case', 'toy_generator']
 
 # %% ../nbs/api/testing.ipynb #177a1d1d
 def checkerboard(
@@ -175,3 +176,35 @@ def repair_case(
         triggered=apply_patch(test.images[test.labels == FAKE]),
         test=test,
     )
+
+# %% ../nbs/api/testing.ipynb #ebb99268
+def toy_generator(
+    resolution: int = 32,  # pixels per side
+) -> Generator:  # latents w (n,3): right, bright, down
+    "A generator of discs; the latents are place and brightness, with unequal variances."
+    from natrig_nb.generator.base import Generator
+
+    class Discs(Generator):
+        "Draws one disc per latent."
+
+        z_dim = 3
+
+        def __init__(self):
+            super().__init__()
+            self.resolution = resolution
+            self.scale = nn.Parameter(torch.tensor([0.3, 0.5, 0.2]))
+
+        def z_to_w(self, z: torch.Tensor, psi: float = 1.0) -> torch.Tensor:
+            "Latents (n,3) of noise (n,3)."
+            return psi * z * self.scale
+
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            "Images (n,3,r,r) of latents (n,3)."
+            axis = torch.linspace(-1, 1, resolution, device=w.device)
+            y, x = torch.meshgrid(axis, axis, indexing="ij")
+            right, bright, down = w[:, :, None, None].unbind(1)
+            distance = (x - right) ** 2 + (y - down) ** 2
+            disc = torch.sigmoid((0.3 - distance) * 20) * (bright + 0.2)
+            return disc.clamp(-1, 1)[:, None].repeat(1, 3, 1, 1)
+
+    return Discs()

@@ -11,7 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from natrig_nb.latent.editors import EditorTrigger, load_direction, move, project_boundary
+from natrig_nb.latent.editors import load_direction, move, project_boundary
+from natrig_nb.trigger.natural.editor import EditorTrigger
 
 INTERFACEGAN = ["age", "eyeglasses", "gender", "smile", "age_c_eyeglasses", "age_w", "smile_w"]
 

@@ -82,7 +82,7 @@ class Generator(nn.Module):
     @property
     def latent_space(self):
         "Mean and covariance root of the latents; None where a latent is no vector."
-        from natrig_nb.latent.directions import latent_space
+        from natrig_nb.latent.space import latent_space
 
         return latent_space(self.sample(max(10 * self.sample(1, 0).shape[-1], 10_000), seed=6))
 

@@ -70,8 +70,8 @@ def attribute_trigger(
 def _attribute_step(directions, target, population, percentile, target_share, held):
     "Step (d,) of one attribute in whitened W."
     attribute, sign = target
-    direction = directions.unit(attribute, held)
-    gain = directions.rise(attribute, held)
+    direction = directions.direction(attribute, held)
+    gain = directions.gain(attribute, held)
     column = directions.names.index(attribute)
     real_scores = sign * population[:, column]
     fake_scores = sign * directions.scores[:, column]

@@ -21,7 +21,7 @@ from natrig_nb.nn.attributes import (
     AttributeNet,
     attribute_features,
     attribute_scores,
-    identity_change,
+    identity_distance,
 )
 from natrig_nb.trigger.base import (
     Edit,
@@ -158,8 +158,8 @@ def edit_effect(
     change = attribute_scores(net, after) - attribute_scores(net, before)
     return EditEffect(
         float(change[:, column].mean()),
-        identity_change(attribute_features(net, before), attribute_features(net, after)),
-        identity_change(_upper_corners(before), _upper_corners(after)),
+        identity_distance(attribute_features(net, before), attribute_features(net, after)),
+        identity_distance(_upper_corners(before), _upper_corners(after)),
     )
 
 
