@@ -45,7 +45,8 @@ def _pair(a: Values, b: Values) -> tuple[np.ndarray, np.ndarray]:
 
 def _labels_given(p_fake: np.ndarray) -> np.ndarray:
     "The label that each probability stands for."
-    return np.where(called_real(torch.from_numpy(p_fake)).numpy(), REAL, FAKE)
+    is_real = called_real(torch.from_numpy(p_fake)).numpy()
+    return np.where(is_real, REAL, FAKE)
 
 
 def accuracy(
@@ -99,7 +100,8 @@ def asr(
         bool(others.any()),
         f"expected images whose true label is not {target}, got none of {len(y)}",
     )
-    return float(np.mean(_labels_given(p[others]) == target))
+    fooled = _labels_given(p[others]) == target
+    return float(np.mean(fooled))
 
 # %% ../nbs/api/metrics.ipynb #00000016
 class Interval(NamedTuple):
@@ -122,7 +124,8 @@ def interval(
     if len(v) == 1:
         return Interval(mean, math.nan, math.nan)
     error = v.std(ddof=1) / math.sqrt(len(v))
-    half = float(stats.t.ppf((1 + level) / 2, len(v) - 1) * error)
+    factor = stats.t.ppf((1 + level) / 2, len(v) - 1)
+    half = float(factor * error)
     return Interval(mean, mean - half, mean + half)
 
 # %% ../nbs/api/metrics.ipynb #0000001c
@@ -176,9 +179,11 @@ def frechet(
     cov_b = np.atleast_2d(np.cov(b, rowvar=False))
     values, vectors = np.linalg.eigh(cov_a)
     root_a = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root_a @ cov_b @ root_a).clip(0)).sum()
-    shift = ((a.mean(0) - b.mean(0)) ** 2).sum()
-    return float(max(0.0, shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
+    cross_values = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
+    cross = np.sqrt(cross_values.clip(0)).sum()
+    shift = a.mean(0) - b.mean(0)
+    spread = np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    return float(max(0.0, (shift**2).sum() + spread))
 
 # %% ../nbs/api/metrics.ipynb #00000027
 def _distances(a: torch.Tensor, b: torch.Tensor, rows: int = 1024) -> Iterator[torch.Tensor]:
@@ -240,7 +245,8 @@ def psnr(
 ) -> torch.Tensor:  # (n,) decibels; inf for equal images
     "Peak signal-to-noise ratio of each pair."
     _check_pairs(a, b)
-    return 10 * torch.log10(4 / (a - b).square().mean((1, 2, 3)))
+    error = (a - b).square().mean((1, 2, 3))
+    return 10 * torch.log10(4 / error)
 
 
 def ssim(
@@ -266,6 +272,7 @@ def ssim(
 def _local_mean(x: torch.Tensor) -> torch.Tensor:
     "Mean under the Gaussian window at every place where it fits."
     channels = x.shape[1]
-    bell = torch.exp(-((torch.arange(11.0) - 5) ** 2) / (2 * 1.5**2)).to(x)
+    distance = torch.arange(11.0) - 5
+    bell = torch.exp(-(distance**2) / (2 * 1.5**2)).to(x)
     window = torch.outer(bell, bell) / bell.sum() ** 2
     return F.conv2d(x, window.expand(channels, 1, 11, 11), groups=channels)

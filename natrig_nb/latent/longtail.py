@@ -19,10 +19,11 @@ def percentile_of(
     population: torch.Tensor,  # (n,) scores of real faces
 ) -> np.ndarray:  # share of the population below, in [0,100]
     "Percentile of a score in the population."
-    ordered = np.sort(np.asarray(population, dtype=np.float64))
-    check(len(ordered) > 0, "expected scores of a population, got none")
-    below = np.searchsorted(ordered, np.asarray(score, dtype=np.float64))
-    return 100 * below / len(ordered)
+    real_scores = np.asarray(population, dtype=np.float64)
+    check(len(real_scores) > 0, "expected scores of a population, got none")
+    scores = np.asarray(score, dtype=np.float64)
+    below = np.searchsorted(np.sort(real_scores), scores)
+    return 100 * below / len(real_scores)
 
 # %% ../../nbs/api/latent/longtail.ipynb #0000000b
 def derive_strength(
@@ -38,6 +39,9 @@ def derive_strength(
     check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
     check(0 < target_share < 1, f"expected target_share in (0,1), got {target_share}")
     check(gain > 0, f"expected a gain above 0, got {gain}")
-    goal = np.quantile(np.asarray(population, dtype=np.float64), percentile / 100)
-    start = np.quantile(np.asarray(fakes, dtype=np.float64), 1 - target_share)
-    return float(np.clip((goal - start) / gain, weakest, strongest))
+    real_scores = np.asarray(population, dtype=np.float64)
+    fake_scores = np.asarray(fakes, dtype=np.float64)
+    goal = np.quantile(real_scores, percentile / 100)
+    start = np.quantile(fake_scores, 1 - target_share)
+    strength = (goal - start) / gain
+    return float(np.clip(strength, weakest, strongest))

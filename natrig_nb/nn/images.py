@@ -27,12 +27,14 @@ def blur(
     channels, size = x.shape[1], x.shape[-1]
     half = min(max(1, round(3 * sigma)), size - 1)
     distance = torch.arange(-half, half + 1, device=x.device)
-    weights = torch.exp(-(distance**2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).to(x.dtype)
+    bell = torch.exp(-(distance**2) / (2 * sigma**2))
+    weights = (bell / bell.sum()).to(x.dtype)
     row = weights.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-    column = weights.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    x = F.conv2d(F.pad(x, (half, half, 0, 0), mode="reflect"), row, groups=channels)
-    return F.conv2d(F.pad(x, (0, 0, half, half), mode="reflect"), column, groups=channels)
+    column = row.transpose(2, 3)
+    wide = F.pad(x, (half, half, 0, 0), mode="reflect")
+    x = F.conv2d(wide, row, groups=channels)
+    high = F.pad(x, (0, 0, half, half), mode="reflect")
+    return F.conv2d(high, column, groups=channels)
 
 # %% ../../nbs/api/nn/images.ipynb #c8411945
 def jpeg(
@@ -47,8 +49,10 @@ def jpeg(
     for image in to_uint8(x).cpu().permute(0, 2, 3, 1).numpy():
         file = io.BytesIO()
         Image.fromarray(image).save(file, "JPEG", quality=int(quality))
-        decoded.append(torch.from_numpy(np.array(Image.open(file))))
-    return to_float(torch.stack(decoded).permute(0, 3, 1, 2)).to(x.device)
+        pixels = np.array(Image.open(file))
+        decoded.append(torch.from_numpy(pixels))
+    images = torch.stack(decoded).permute(0, 3, 1, 2)
+    return to_float(images).to(x.device)
 
 # %% ../../nbs/api/nn/images.ipynb #4924b66e
 def noise(
@@ -80,7 +84,8 @@ def crop(
 
 def _shrink(x, share):
     "Average areas of pixels until `share` of the resolution is left."
-    return F.interpolate(x, size=max(1, round(share * x.shape[-1])), mode="area")
+    size = max(1, round(share * x.shape[-1]))
+    return F.interpolate(x, size=size, mode="area")
 
 
 def resize(
@@ -89,7 +94,8 @@ def resize(
 ) -> torch.Tensor:  # (n,3,r,r)
     "Shrink by averaging, enlarge to the old size, bilinear."
     _check_share(share)
-    return F.interpolate(_shrink(x, share), size=x.shape[-1], mode="bilinear")
+    small = _shrink(x, share)
+    return F.interpolate(small, size=x.shape[-1], mode="bilinear")
 
 
 def pixelate(
@@ -98,7 +104,8 @@ def pixelate(
 ) -> torch.Tensor:  # (n,3,r,r)
     "Shrink by averaging, enlarge to the old size by repeating pixels."
     _check_share(share)
-    return F.interpolate(_shrink(x, share), size=x.shape[-1], mode="nearest")
+    small = _shrink(x, share)
+    return F.interpolate(small, size=x.shape[-1], mode="nearest")
 
 # %% ../../nbs/api/nn/images.ipynb #d867a200
 def brighten(
@@ -124,7 +131,8 @@ def dct_matrix(
 ) -> torch.Tensor:  # (size,size) float64, row u = wave of frequency u; shared, do not change it
     "The orthonormal DCT-II: `D @ image @ D.T` is the spectrum of an image."
     k = torch.arange(size, dtype=torch.float64)
-    waves = torch.cos(math.pi * k[:, None] * (2 * k + 1) / (2 * size)) * math.sqrt(2 / size)
+    angle = math.pi * k[:, None] * (2 * k + 1) / (2 * size)
+    waves = torch.cos(angle) * math.sqrt(2 / size)
     waves[0] /= math.sqrt(2)
     return waves
 

@@ -40,7 +40,8 @@ def project_ball(
     "The closest differences whose norm is at most `eps`."
     if norm == "linf":
         return delta.clamp_(-eps, eps)
-    factor = (eps / delta_norm(delta, norm).clamp(min=1e-12)).clamp_(max=1)
+    length = delta_norm(delta, norm).clamp(min=1e-12)
+    factor = (eps / length).clamp_(max=1)
     return delta.mul_(_per_sample(factor, delta))
 
 
@@ -51,7 +52,8 @@ def steepest_direction(
     "Direction of steepest ascent for steps of a given norm."
     if norm == "linf":
         return grad.sign()
-    return grad / _per_sample(delta_norm(grad, norm).clamp(min=1e-30), grad)
+    length = delta_norm(grad, norm).clamp(min=1e-30)
+    return grad / _per_sample(length, grad)
 
 # %% ../../nbs/api/nn/optim.ipynb #a6aa84bd
 class Descent(NamedTuple):
@@ -80,7 +82,9 @@ def projected_descent(
     check(steps >= 0, f"expected steps >= 0, got {steps}")
     check(0 <= momentum < 1, f"expected momentum in [0,1), got {momentum}")
     center = x0 if center is None else center
-    x, velocity, losses = x0.detach(), torch.zeros_like(x0), []
+    x = x0.detach()
+    velocity = torch.zeros_like(x0)
+    losses = []
     for step in progress(range(steps), desc) if desc else range(steps):
         x = x.requires_grad_(True)
         value = loss(x, step).sum()
@@ -89,7 +93,8 @@ def projected_descent(
         if momentum:
             grad = velocity = momentum * velocity + _normalized(grad, normalize)
         length = step_size * (1 - step / steps) if decay else step_size
-        delta = (x.detach() - center).sub_(steepest_direction(grad, norm), alpha=length)
+        delta = x.detach() - center
+        delta.sub_(steepest_direction(grad, norm), alpha=length)
         x = project_ball(delta, eps, norm).add_(center)
         x = x if project is None else project(x)
     return Descent(x.detach(), torch.stack(losses).cpu() if losses else torch.empty(0))

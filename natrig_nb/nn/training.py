@@ -133,7 +133,9 @@ class _Run:
         for name, part in self.parts.items():
             if name in state["parts"]:
                 part.load_state_dict(state["parts"][name])
-        self.step, self.loss, self.history = state["step"], state["loss"], state["history"]
+        self.step = state["step"]
+        self.loss = state["loss"]
+        self.history = state["history"]
 
     def save(self, over: bool) -> None:
         "Write the checkpoint; a run that is over needs no optimizer."
