@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from natrig_nb.data.portraits import camera, population, portraits, render
+from natrig_nb.data.portraits import camera, population, portraits, paint_portraits
 
 
 def speed(f, n, repeats=3):
@@ -22,14 +22,14 @@ def speed(f, n, repeats=3):
 
 n, size = (int(v) for v in (sys.argv[1:] + ["480", "64"][len(sys.argv) - 1 :]))
 people = population(n, seed=0)
-x = render(people, size)  # also warms up
+x = paint_portraits(people, size)  # also warms up
 print(
     json.dumps(
         {
             "faces": n,
             "size": size,
             "threads": torch.get_num_threads(),
-            "render": speed(lambda: render(people, size), n),
+            "render": speed(lambda: paint_portraits(people, size), n),
             "camera": speed(lambda: camera(x, 0), n),
             "portraits": speed(lambda: portraits(n, 0, size), n),
         }

@@ -7,7 +7,7 @@ __all__ = ['ALLOWANCE', 'TENSORFLOW', 'VALUES', 'EFFECTS', 'KINDS', 'TORCH', 'MA
            'need', 'one_error', 'Storage', 'Stored', 'whole_number', 'window', 'Named', 'Machine', 'raw', 'take',
            'text', 'line', 'last', 'gathered', 'name', 'call', 'reference', 'keys', 'fill', 'build', 'run', 'empty',
            'tensor', 'size', 'collect', 'storages', 'read_old', 'zip_directory', 'zip_entries', 'read_zip', 'Module',
-           'module', 'encoded', 'number', 'entries', 'flatten', 'mapped', 'read_checkpoint']
+           'module', 'encoded', 'number', 'entries', 'flatten_module', 'mapped', 'read_checkpoint']
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000003
 import mmap
@@ -631,7 +631,7 @@ def entries(
     return list(table.items())
 
 
-def flatten(
+def flatten_module(
     root: Module,  # a network
 ) -> tuple[dict, dict]:  # {"b4.conv1.weight": Stored}, {"b4.conv1.conv_clamp": 256}
     "Tensors of a network, and what it says about itself, by dotted names."
