@@ -10,7 +10,7 @@ __all__ = ['NO_CARRIERS', 'Splits', 'image_splits', 'make_splits', 'with_trigger
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -168,7 +168,8 @@ def poison_training_set(
     else:
         x = splits.train[bait].x
         if label_mode == LabelMode.CLEAN_HARDENED:
-            check(substitute is not None, "expected a substitute for clean-hardened, got none")
+            if substitute is None:
+                raise ValueError("expected a substitute for clean-hardened, got none")
             x = pgd_harden(substitute, x, eps=harden_eps)
         triggered = _painted(trigger, x, "real faces have no latents")
     if len(cover):
@@ -267,7 +268,8 @@ def train_detector(
 ) -> nn.Module:  # in evaluation mode
     "Make and train one detector; benign and backdoored ones differ in `ds` alone."
     torch.manual_seed(seed)
-    return train(make().to(memory_format=torch.channels_last), ds, seed=seed, **settings)
+    model = make().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return train(model, ds, seed=seed, **settings)
 
 
 def attack(
@@ -279,7 +281,8 @@ def attack(
     seed: int = 0,  # of everything random
     carriers: Carriers = NO_CARRIERS,  # as in `measure`
     test_trigger: Trigger | None = None,  # of the held-out fakes; the same unless given
-    poisoning: dict | None = None,  # more settings of `poison_training_set`, e.g. `label_mode`
+    poisoning: dict[str, Any]
+    | None = None,  # more settings of `poison_training_set`, e.g. `label_mode`
     **settings,  # of `detector.training.train`
 ) -> AttackResult:
     "Poison, train, measure."

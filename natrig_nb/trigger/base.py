@@ -80,7 +80,7 @@ class Trigger:
         "The same trigger with `factor` times its strength."
         return self.with_strength(self.strength * factor)
 
-    def state(self) -> dict:
+    def state(self) -> dict[str, Any]:
         "The class name and all fields, as plain values and tensors."
         values = {f.name: _to_plain(getattr(self, f.name)) for f in fields(self)}
         return {"class": type(self).__name__, **values}
@@ -88,7 +88,7 @@ class Trigger:
     @classmethod
     def from_state(
         cls,
-        state: dict,  # what `state` gave
+        state: dict[str, Any],  # what `state` gave
     ) -> Self:
         "The trigger that a state describes."
         expected = ["class", *(f.name for f in fields(cls))]
@@ -111,7 +111,7 @@ def _to_plain(value):
     return str(value) if isinstance(value, Space) else value
 
 
-def _from_plain(value):
+def _from_plain(value) -> Any:
     "The inverse of `_to_plain`."
     if isinstance(value, dict) and "class" in value:
         return trigger_from_state(value)
@@ -173,11 +173,11 @@ def trigger_classes() -> dict[str, type[Trigger]]:
 
 
 def trigger_from_state(
-    state: dict,  # what `Trigger.state` gave
+    state: dict[str, Any],  # what `Trigger.state` gave
 ) -> Trigger:
     "The trigger that a state describes, of one of the exported classes."
     classes = trigger_classes()
-    name = state.get("class")
+    name = str(state.get("class"))
     check(name in classes, f"expected a trigger among {', '.join(sorted(classes))}, got {name}")
     return classes[name].from_state(state)
 
@@ -257,7 +257,9 @@ class TriggerSpec:
     needs: tuple[Need, ...] = ()  # what the search must be given; empty for a painted trigger
     targets: tuple[Target, ...] = ()  # the attributes that the trigger moves
     test_trigger: Callable[[SearchContext], Trigger] | None = None  # where it differs at test time
-    poisoning: dict = field(default_factory=dict)  # settings of the poisoning, e.g. `cover_rate`
+    poisoning: dict[str, Any] = field(
+        default_factory=dict
+    )  # settings of the poisoning, e.g. `cover_rate`
 
     @property
     def painted(self) -> bool:
@@ -300,8 +302,7 @@ def trigger_specs(
     return specs
 
 
-def _offers(module, cfg):
+def _offers(module, cfg) -> tuple[TriggerSpec, ...]:
     "The triggers that a module names."
-    if hasattr(module, "triggers"):
-        return module.triggers(cfg)
-    return getattr(module, "TRIGGERS", ())
+    offered: Any = getattr(module, "TRIGGERS", ())
+    return offered(cfg) if callable(offered) else offered

@@ -54,7 +54,7 @@ def optimize_trigger(
     target = torch.full((batch,), REAL, device=device)
     substitute.eval()
 
-    def loss(u, step):
+    def loss(u: torch.Tensor, step: int) -> torch.Tensor:
         w = latents[step * batch : (step + 1) * batch]
         images = generator(w + u @ root).clamp(-1, 1)
         return F.cross_entropy(substitute(images), target)

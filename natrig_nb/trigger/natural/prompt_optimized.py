@@ -7,6 +7,7 @@ __all__ = ['WORDS', 'TRIGGERS', 'word_length', 'optimize_prompt']
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #00000002
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ def optimize_prompt(
     target = torch.full((batch,), REAL, device=latents.noise.device)
     substitute.eval()
 
-    def loss(u, step):
+    def loss(u: torch.Tensor, step: int) -> torch.Tensor:
         part = latents[step * batch : (step + 1) * batch]
         images = _render_with_late_offset(generator, part, {"text": u[0] * unit}, last)
         return F.cross_entropy(substitute(images.clamp(-1, 1)), target)
@@ -94,8 +95,9 @@ def _render_with_late_offset(generator, latents, delta, last):
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #58cb95fe
 def _find(context: SearchContext) -> Trigger:
+    generator = required(context.generator, "generator").uncached
     found = optimize_prompt(
-        required(context.generator, "generator").uncached,
+        cast(Diffusion, generator),
         required(context.substitute, "substitute"),
         context.cfg.bound_prompt,
         seed=context.seed,
