@@ -203,17 +203,17 @@ def _evaluate_detect(name, run, case):
     triggered = case.triggered[: case.n_inputs]
     untriggered = concat(case.real[: case.n_inputs], case.fake[: case.n_inputs])
 
-    def suspicion(model, images):
+    def suspicion(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
         result = _expect(run(model, images, case.defender), Scores, name)
         return _finite(result.values, len(images))
 
-    def separation(positive, negative):
+    def separation(positive: torch.Tensor, negative: torch.Tensor) -> float:
         if len(negative) == 0:
             return np.nan
         both = torch.cat([positive, negative])
         return auc(both, np.arange(len(both)) < len(positive))
 
-    def metrics(model):
+    def metrics(model: nn.Module) -> dict:
         hit = suspicion(model, triggered)
         miss = suspicion(model, untriggered.images)
         return dict(
@@ -234,7 +234,7 @@ def _evaluate_filter(name, run, case):
     check(bool(ds.poisoned.any()), f"expected a poisoned set, got no poison among {len(ds)}")
     n_removed = max(1, round(min(1.5 * rate, 0.99) * len(ds)))
 
-    def metrics(model):
+    def metrics(model: nn.Module) -> dict:
         result = _expect(run(model, without_poison_labels(ds)), Scores, name)
         scores = _finite(result.values, len(ds))
         removed = ds.poisoned[scores.argsort(descending=True)[:n_removed]].double()
@@ -267,7 +267,7 @@ def _above_others(values, i):
 def _evaluate_inspect(name, run, case):
     "Is a class of the victim more anomalous than benign detectors' classes are?"
 
-    def anomaly(model):
+    def anomaly(model: nn.Module) -> np.ndarray:
         result = _expect(run(model, case.defender), Anomaly, name)
         return _finite(result.per_class, 2).numpy()
 
@@ -306,7 +306,7 @@ def _evaluate_repair(name, run, case):
     "Attack success and accuracy before and after a repair."
     every_third = case.defender[torch.arange(0, len(case.defender), 3)]
 
-    def metrics(model):
+    def metrics(model: nn.Module) -> dict:
         before = _attack_and_accuracy(model, case)
         repaired = _expect(run(deepcopy(model), every_third), Repaired, name)
         return _before_and_after(before, _attack_and_accuracy(repaired.model, case))
@@ -317,7 +317,7 @@ def _evaluate_repair(name, run, case):
 def _evaluate_train(name, run, case):
     "Attack success and accuracy of a defended training beside an undefended one."
 
-    def metrics(undefended, ds):
+    def metrics(undefended: nn.Module, ds: FaceSet) -> dict:
         before = _attack_and_accuracy(undefended, case)
         trained = _expect(run(without_poison_labels(ds)), Repaired, name)
         return _before_and_after(before, _attack_and_accuracy(trained.model, case))

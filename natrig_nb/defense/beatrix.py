@@ -93,10 +93,10 @@ def beatrix(
 ) -> Scores:  # >= 0
     "Beatrix (arXiv 2209.11715) over the classes of a training set."
 
-    def read(x):
+    def read(x: torch.Tensor) -> torch.Tensor:
         return read_gram(model, x, powers, channels).features
 
-    def score(features):
+    def score(features: torch.Tensor) -> torch.Tensor:
         return deviation(features, features, tolerance)
 
     return filter_by_class(score, model, ds, budget, batch, seed, read)
@@ -118,7 +118,7 @@ def beatrix_detect(
     mixed = clean[torch.randperm(len(clean), generator=seeded(0))]
     scores = torch.zeros(n)
 
-    def read_affordable(images):
+    def read_affordable(images: torch.Tensor) -> GramReading | None:
         "One reading of as many images as the budget allows; None where there are none."
         device = next(model.parameters()).device
         readings = []

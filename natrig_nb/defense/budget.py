@@ -63,6 +63,7 @@ class Budget:
         self.is_counting = False
         self.start = time.perf_counter()
         self._mark = (self.start, 0)  # time and passes from which the rate is measured
+        self._seconds_per_pass = None  # of the calibration
 
     @property
     def in_passes(self) -> bool:
@@ -99,9 +100,12 @@ class Budget:
             return min(want, int(self.left // cost))
         since, passes_before = self._mark
         counted = self.passes - passes_before
-        if counted == 0:
+        if counted > 0:
+            seconds_per_pass = (time.perf_counter() - since) / counted
+        elif self._seconds_per_pass is not None:
+            seconds_per_pass = self._seconds_per_pass
+        else:
             return min(want, int(self.left > 0))
-        seconds_per_pass = (time.perf_counter() - since) / counted
         return min(want, int(self.left / (cost * seconds_per_pass)))
 
     def calibrate(
@@ -116,9 +120,11 @@ class Budget:
         x = images[:n] if images.is_floating_point() else to_float(images[:n])
         x = x.to(next(model.parameters(), x).device)
         with watch(self, model), evaluating(model):
-            for _ in range(2):
-                self._mark = (time.perf_counter(), self.passes)
+            for _ in range(2):  # the first one warms up
+                start = time.perf_counter()
                 model(x)
+                self._mark = (time.perf_counter(), self.passes)
+        self._seconds_per_pass = (self._mark[0] - start) / max(len(x), 1)
 
     def record_skipped(
         self,
@@ -148,7 +154,7 @@ class _CountPasses:
         if output.requires_grad:
             output.register_hook(self.count_gradient)
 
-    def count_gradient(self, gradient):
+    def count_gradient(self, gradient: torch.Tensor) -> None:
         if self.budget.is_counting:
             self.budget.backward += len(gradient)
 

@@ -83,7 +83,7 @@ def clustering(
     "Activation Clustering (arXiv 1811.03728) over the classes of a training set."
     check(components > 0, f"expected components > 0, got {components}")
 
-    def score(features):
+    def score(features: torch.Tensor) -> torch.Tensor:
         return cluster_scores(features, components, seed)
 
     return filter_by_class(score, model, ds, budget, batch, seed)

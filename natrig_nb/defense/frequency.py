@@ -35,10 +35,10 @@ def perturb(
     r = x.shape[-1]
     perturbed = x.clone()
 
-    def integer(low, high):
+    def integer(low: int, high: int) -> int:
         return int(torch.randint(low, high, (1,), generator=rng))
 
-    def fraction(low, high):
+    def fraction(low: float, high: float) -> float:
         return low + (high - low) * torch.rand(1, generator=rng).item()
 
     for image in perturbed:

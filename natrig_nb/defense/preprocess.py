@@ -42,7 +42,7 @@ class InputTransform(nn.Module):
         self.transform = transform
         self.strength = strength
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.transform(x, self.strength)
 
 
@@ -58,7 +58,7 @@ class Normalize(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.mean) / self.std
 
 # %% ../../nbs/api/defense/preprocess.ipynb #0000000b

@@ -48,7 +48,7 @@ class ChannelMask(nn.Module):
         super().__init__()
         self.register_buffer("keep", keep.float())
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * self.keep.view(-1, 1, 1)
 
 

@@ -110,7 +110,7 @@ def spectre(
     check(0 <= rate < 1 / 6, f"expected rate in [0,1/6), got {rate}")
     check(alpha >= 0, f"expected alpha >= 0, got {alpha}")
 
-    def score(features):
+    def score(features: torch.Tensor) -> torch.Tensor:
         return spectre_scores(features, share=2 * rate, alpha=alpha).values
 
     return filter_by_class(score, model, ds, budget, batch, seed)

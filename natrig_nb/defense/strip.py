@@ -108,7 +108,7 @@ def strip(
             chosen = interleave_labels(chosen)
             reference = perturbed_entropy(model, calibration, chosen, mode, batch)
 
-            def measure_entropy(inputs, part):
+            def measure_entropy(inputs: torch.Tensor, part: slice) -> torch.Tensor:
                 return perturbed_entropy(model, x[inputs], chosen[part], mode, batch)
 
             scored, passes = stop_early(measure_entropy, n_scored, reference, clear_margin)
