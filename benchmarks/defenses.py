@@ -38,7 +38,8 @@ from natrig_nb.defense.teco import jpeg
 from natrig_nb.testing import synthetic_faces
 from natrig_nb.detector.resnet import ResNet18
 from natrig_nb.detector.training import train
-from natrig_nb.runs.experiments.grid import defenses, triggers
+from natrig_nb.runs.experiments.grid import defenses
+from natrig_nb.trigger.base import SearchContext, TriggerConfig, trigger_specs
 from natrig_nb.core import environment
 from natrig_nb.trigger.wanet import WaNet
 
@@ -382,14 +383,10 @@ def tasks(case):
     yield "jpeg", "image", lambda: jpeg(case.pictures, 50), "pillow"
     rng = seeded(0)
     yield "cutmix a batch", "image", lambda: cut(case.pictures, rng), "copy"
-    for name, c in triggers().items():
-        if name != "none":
-            yield (
-                name,
-                "trigger",
-                partial(c().paint, case.pictures),
-                "read" if name == "wanet" else "copy",
-            )
+    context = SearchContext(TriggerConfig())
+    for name, spec in trigger_specs(context.cfg, latent=None).items():
+        paint = partial(spec.find(context).paint, case.pictures)
+        yield name, "trigger", paint, "read" if name == "wanet" else "copy"
 
 
 def quiet(f):

@@ -169,19 +169,23 @@ def test_ten_thousand_cells_are_planned_in_seconds(tmp_path):
 
 TRIGGER = """
 from dataclasses import dataclass
-from natrig_nb.trigger.base import Trigger
+from natrig_nb.trigger.base import Space, Trigger, TriggerSpec
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stripe(Trigger):
     "A white line."
     name: str = "stripe"
-    space: str = "pixels"
+    space: Space = Space.PIXELS
     strength: float = 1.0
 
     def paint(self, x):
         y = x.clone()
         y[:, :, 5:9] = self.strength
         return y
+
+def find_stripe(context): return Stripe()
+
+TRIGGERS = (TriggerSpec("stripe", find_stripe),)
 """
 DEFENSE = """
 from natrig_nb.defense.base import Defense, Kind, Scores
