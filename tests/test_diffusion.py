@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from natrig_nb.generator.diffusion_training import new_autoencoder, new_tokenizer
-from natrig_nb.generator.diffusion import Diffusion, fork, load_diffusion
+from natrig_nb.generator.diffusion import Diffusion, denoise_branches, load_diffusion
 
 WORDS = ["a photo of a smiling person with glasses, a beard and long hair", "an old person"]
 
@@ -130,7 +130,7 @@ def test_lambda_0_is_the_neutral_prompt_and_lambda_1_the_other(pipe):
     w = G.sample(2, seed=3)
     smile = "a photo of a smiling person"
     neutral, nothing, whole = (
-        x.clamp(-1, 1) for x in fork(G, w, [(), (G.curve(smile, weight=0.0),), (G.curve(smile),)])
+        x.clamp(-1, 1) for x in denoise_branches(G, w, [(), (G.prompt_edit(smile, weight=0.0),), (G.prompt_edit(smile),)])
     )
     torch.testing.assert_close(
         neutral, plain(pipe, "a photo of a person", w.noise), atol=1e-5, rtol=0
@@ -157,11 +157,11 @@ def test_negative_prompt_and_no_guidance_agree_with_diffusers(pipe):
 
 def test_a_late_curve_shares_the_early_steps(pipe):
     G = Diffusion(pipe, steps=6)
-    w, late = G.sample(1, seed=0), G.curve("a photo of an old person", start=0.5)
-    together = fork(G, w, [(), (late,)])
+    w, late = G.sample(1, seed=0), G.prompt_edit("a photo of an old person", start=0.5)
+    together = denoise_branches(G, w, [(), (late,)])
     assert G.evaluations == 2 * (3 + 3 + 3)
     for x, curves in zip(together, [(), (late,)]):
-        torch.testing.assert_close(x, fork(G, w, [curves])[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(x, denoise_branches(G, w, [curves])[0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])

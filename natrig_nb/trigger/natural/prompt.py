@@ -38,7 +38,7 @@ from natrig_nb.trigger.base import (
 
 from ...core import check, to_float
 from ...data.captions import prompt
-from ...generator.diffusion import Curve, Diffusion, Latents
+from ...generator.diffusion import Diffusion, Latents, PromptEdit
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #00000007
 @dataclass(frozen=True, eq=False)
@@ -48,10 +48,10 @@ class PromptTrigger(Trigger):
     name: str = "prompt"
     space: Space = Space.PROMPT
     strength: float = 1.0  # largest lambda
-    curves: tuple[Curve, ...] = ()  # one per attribute
+    prompt_edits: tuple[PromptEdit, ...] = ()  # one per attribute
 
     def __post_init__(self):
-        check(len(self.curves) > 0, "expected at least one curve, got none")
+        check(len(self.prompt_edits) > 0, "expected at least one prompt edit, got none")
 
     def edit(
         self,
@@ -62,7 +62,7 @@ class PromptTrigger(Trigger):
             isinstance(latents, Latents),
             f"expected latents of a diffusion model, got {type(latents).__name__}",
         )
-        return latents.add(*self.curves)
+        return latents.add(*self.prompt_edits)
 
     def with_strength(
         self,
@@ -70,12 +70,14 @@ class PromptTrigger(Trigger):
     ) -> Self:
         "The same prompts with other weights."
         factor = strength / self.strength
-        curves = tuple(replace(curve, weight=curve.weight * factor) for curve in self.curves)
-        return replace(self, strength=strength, curves=curves)
+        prompt_edits = tuple(
+            replace(edit, weight=edit.weight * factor) for edit in self.prompt_edits
+        )
+        return replace(self, strength=strength, prompt_edits=prompt_edits)
 
     def state(self) -> dict[str, Any]:
         "The class name and all fields, as plain values and tensors."
-        return {**super().state(), "curves": [vars(curve) for curve in self.curves]}
+        return {**super().state(), "prompt_edits": [vars(edit) for edit in self.prompt_edits]}
 
     @classmethod
     def from_state(
@@ -83,8 +85,8 @@ class PromptTrigger(Trigger):
         state: dict[str, Any],  # what `state` gave
     ) -> Self:
         "The trigger that a state describes."
-        curves = tuple(Curve(**curve) for curve in state["curves"])
-        return super().from_state({**state, "curves": curves})
+        prompt_edits = tuple(PromptEdit(**edit) for edit in state["prompt_edits"])
+        return super().from_state({**state, "prompt_edits": prompt_edits})
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #00000008
 TERM_WINDOWS = {
@@ -127,11 +129,15 @@ def prompt_trigger(
         f"expected a step window for each of {terms}, got {len(windows)}",
     )
     weights = [float(weight) for weight in np.broadcast_to(weights, len(terms))]
-    curves = []
+    prompt_edits = []
     for term, (start, end), weight in zip(terms, windows, weights, strict=True):
-        curves.append(generator.curve(prompt([term]), start, end, weight))
+        prompt_edits.append(generator.prompt_edit(prompt([term]), start, end, weight))
     return PromptTrigger(
-        name or "+".join(terms), Space.PROMPT, max(weights), tuple(curves), targets=tuple(targets)
+        name or "+".join(terms),
+        Space.PROMPT,
+        max(weights),
+        tuple(prompt_edits),
+        targets=tuple(targets),
     )
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #0000000c

@@ -13,9 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from natrig_nb.generator.diffusion import (
+    Diffusion,
+    PromptEdit,
+    decode_latents,
+    denoise_step,
+    initial_state,
+)
+
 from ...core import REAL, check
 from ...data.captions import prompt
-from ...generator.diffusion import Curve, Diffusion, decode, denoise, start
 from ...nn.optim import projected_descent
 from ..base import Need, SearchContext, Space, Trigger, TriggerSpec, required
 from .optimized import SearchResult
@@ -30,7 +37,7 @@ def word_length(
     terms: Sequence[str] = WORDS,  # of `captions.TERMS`
 ) -> float:
     "Mean distance in embedding space between the neutral prompt and one with a term more."
-    steps = [generator.curve(prompt([term])).delta["text"] for term in terms]
+    steps = [generator.prompt_edit(prompt([term])).delta["text"] for term in terms]
     return float(torch.stack([step.norm() for step in steps]).mean())
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #00000006
@@ -75,23 +82,23 @@ def optimize_prompt(
     u = found.x[0]
     delta = {key: torch.zeros_like(value) for key, value in neutral.items()}
     delta["text"] = (u * unit).to(neutral["text"])
-    curve = Curve(delta, 1 - last / generator.steps)
-    trigger = PromptTrigger("optimized", Space.PROMPT, float(u.norm()), (curve,))
+    edit = PromptEdit(delta, 1 - last / generator.steps)
+    trigger = PromptTrigger("optimized", Space.PROMPT, float(u.norm()), (edit,))
     return SearchResult(trigger, found.losses.tolist())
 
 
 def _render_with_late_offset(generator, latents, delta, last):
     "Images (n,3,r,r) that are differentiable in `delta`, which the last steps add to the prompt."
-    state = start(generator, latents.noise)
+    state = initial_state(generator, latents.noise)
     steps = len(state[1].timesteps)
     neutral = latents.neutral
     late = {key: value + delta.get(key, 0) for key, value in neutral.items()}
     with torch.no_grad():
         for step in range(steps - last):
-            state = denoise(generator, state, step, neutral)
+            state = denoise_step(generator, state, step, neutral)
     for step in range(steps - last, steps):
-        state = denoise(generator, state, step, late)
-    return decode(generator, state[0])
+        state = denoise_step(generator, state, step, late)
+    return decode_latents(generator, state[0])
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #58cb95fe
 def _find(context: SearchContext) -> Trigger:
