@@ -30,15 +30,15 @@ from PIL import Image
 from torch.nn import functional as F
 
 from natrig_nb.core import seeded, to_uint8, write_atomic
+from natrig_nb.nn.images import jpeg
 from natrig_nb.testing import apply_patch
+from natrig_nb.defense.base import defense_specs
 from natrig_nb.defense.budget import Budget, watch
-from natrig_nb.defense.cutmix import cut
-from natrig_nb.defense.pruning import activity
-from natrig_nb.defense.teco import jpeg
+from natrig_nb.defense.cutmix import cut_and_paste
+from natrig_nb.defense.pruning import mean_activation
 from natrig_nb.testing import synthetic_faces
 from natrig_nb.detector.resnet import ResNet18
 from natrig_nb.detector.training import train
-from natrig_nb.runs.experiments.grid import defenses
 from natrig_nb.trigger.base import SearchContext, TriggerConfig, trigger_specs
 from natrig_nb.core import environment
 from natrig_nb.trigger.wanet import WaNet
@@ -48,7 +48,7 @@ SIZE, TRAINING, CLEAN, INPUTS, OVERLAYS, STEPS, BATCH, PICTURES = 64, 512, 128, 
 SHORT = dict(epochs=2)
 SETTINGS = dict(
     strip=dict(overlays=OVERLAYS),
-    cleanse=dict(steps=STEPS, stop=STEPS),
+    cleanse=dict(steps=STEPS, max_idle=STEPS),
     pruning=dict(step=0.1, epochs=2),
     anp=SHORT,
     finetune=SHORT,
@@ -56,12 +56,17 @@ SETTINGS = dict(
     nad=SHORT,
     ibau=dict(rounds=1),
     cutmix=SHORT,
-    abl=dict(first=1, epochs=1),
+    abl=dict(isolation_epochs=1, epochs=1),
     ebyd=dict(epochs=2, stop=0.501),
 )
 SAME = {"strip_additive"}  # the code of another row
 KIND = dict(
-    filter="forward", detect="forward", inspect="image", repair="weights", train="weights"
+    filter="forward",
+    detect="forward",
+    inspect="image",
+    repair="weights",
+    train="weights",
+    preprocess="forward",
 )  # what a backward pass is taken to
 EVALUATED = {
     "anp": "image",
@@ -98,7 +103,7 @@ class Case:
         }
 
     def call(self, shape, f, settings):
-        "A defense of this shape on this case."
+        "A defense of this kind on this case."
         m = self.model
         if shape == "filter":
             return f(m, self.ds, **settings)
@@ -365,7 +370,8 @@ def load_peers(folder, case):
 
 def tasks(case):
     "Name, kind of row, what to time, and how its floor is counted."
-    for name, (shape, f, _) in defenses().items():
+    for name, spec in defense_specs().items():
+        shape, f = str(spec.kind), spec.run
         if name not in SAME:
             yield (
                 name,
@@ -377,12 +383,12 @@ def tasks(case):
     yield (
         "pruning, ranking",
         "repair",
-        lambda: activity(case.model, half.images).argsort(),
+        lambda: mean_activation(case.model, half.images).argsort(),
         "forward",
     )
     yield "jpeg", "image", lambda: jpeg(case.pictures, 50), "pillow"
     rng = seeded(0)
-    yield "cutmix a batch", "image", lambda: cut(case.pictures, rng), "copy"
+    yield "cutmix a batch", "image", lambda: cut_and_paste(case.pictures, rng), "copy"
     context = SearchContext(TriggerConfig())
     for name, spec in trigger_specs(context.cfg, latent=None).items():
         paint = partial(spec.find(context).paint, case.pictures)

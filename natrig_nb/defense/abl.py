@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from ..core import FAKE, REAL, FaceSet, check
 from ..detector.base import predict_fake
 from .base import Defense, Kind, Repaired
-from .budget import BACKWARD, Budget, as_budget
+from .budget import BACKWARD, Budget, as_budget, watch
 from .finetune import constant_rate, tune
 
 # %% ../../nbs/api/defense/abl.ipynb #00000009
@@ -132,7 +132,8 @@ def abl(
     settings = settings | dict(batch=batch, seed=seed, budget=budget)
     local_ascent = local_ascent_backward(gamma)
     tune(model, ds, local_ascent, first, lr, schedule=constant_rate, **settings)
-    isolated, rest = isolate(model, ds, share)
+    with watch(budget, model):
+        isolated, rest = isolate(model, ds, share)
     unlearn = unlearning_backward(isolated, relabel)
     tune(model, rest, unlearn, second, lr, cost=unlearning_cost, **settings)
     return Repaired(model, budget.log(isolated=isolated.names))

@@ -74,8 +74,9 @@ class MaskedNetwork(nn.Module):
         for i, (name, mask) in enumerate(zip(self.layers, self.masks, strict=True)):
             layer = self.network.get_submodule(name)
             scale = mask if delta is None else mask + delta[i]
-            ones = [1] * (layer.weight.ndim - 1)
-            parameters[f"{name}.weight"] = layer.weight * scale.view(-1, *ones)
+            one_per_row = (-1, *[1] * (layer.weight.ndim - 1))
+            scale = scale.view(one_per_row)
+            parameters[f"{name}.weight"] = layer.weight * scale
             if layer.bias is not None and xi is not None:
                 parameters[f"{name}.bias"] = layer.bias * (1 + xi[i])
         return functional_call(self.network, parameters, (x,))
@@ -94,14 +95,17 @@ def _worst_noise(masked, x, y, eps, rng):
         uniform = torch.rand(mask.shape, generator=rng) * 2 - 1
         return (uniform * eps).to(mask.device).requires_grad_()
 
-    n_layers = len(masked.masks)
-    start = [draw(mask) for mask in (*masked.masks, *masked.masks)]
-    loss = F.cross_entropy(masked(x, start[:n_layers], start[n_layers:]), y)
-    grads = torch.autograd.grad(loss, start, allow_unused=True)
-    noise = []
-    for value, grad in zip(start, grads, strict=True):
+    def step(value: torch.Tensor, grad: torch.Tensor | None) -> torch.Tensor:
         stepped = value if grad is None else value + eps * grad.sign()
-        noise.append(stepped.clamp(-eps, eps).detach())
+        return stepped.clamp(-eps, eps).detach()
+
+    delta = [draw(mask) for mask in masked.masks]
+    xi = [draw(mask) for mask in masked.masks]
+    start = [*delta, *xi]
+    loss = F.cross_entropy(masked(x, delta, xi), y)
+    grads = torch.autograd.grad(loss, start, allow_unused=True)
+    noise = [step(value, grad) for value, grad in zip(start, grads, strict=True)]
+    n_layers = len(delta)
     return noise[:n_layers], noise[n_layers:]
 
 

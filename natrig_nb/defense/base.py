@@ -237,7 +237,8 @@ def _evaluate_filter(name, run, case):
     def metrics(model: nn.Module) -> dict:
         result = _expect(run(model, without_poison_labels(ds)), Scores, name)
         scores = _finite(result.values, len(ds))
-        removed = ds.poisoned[scores.argsort(descending=True)[:n_removed]].double()
+        most_suspicious = scores.argsort(descending=True)[:n_removed]
+        removed = ds.poisoned[most_suspicious].double()
         return dict(
             auroc=auc(scores, ds.poisoned),
             recall=removed.sum() / ds.poisoned.sum(),
@@ -254,14 +255,19 @@ def prediction_interval(
     "Interval for the number of one more benign detector (Student's t)."
     v = np.asarray(values, dtype=float)
     check(v.ndim == 1 and len(v) > 1, f"expected numbers of at least 2 detectors, got {v.shape}")
-    quantile = stats.t.ppf((1 + level) / 2, len(v) - 1)
-    half = quantile * v.std(ddof=1) * np.sqrt(1 + 1 / len(v))
-    return float(v.mean() - half), float(v.mean() + half)
+    n = len(v)
+    quantile = stats.t.ppf((1 + level) / 2, n - 1)
+    spread = v.std(ddof=1) * np.sqrt(1 + 1 / n)
+    half = float(quantile * spread)
+    mean = float(v.mean())
+    return mean - half, mean + half
 
 
 def _above_others(values, i):
     "Whether one benign detector is above the interval of the other benign ones."
-    return values[i] > prediction_interval(np.delete(values, i))[1]
+    others = np.delete(values, i)
+    _, high = prediction_interval(others)
+    return values[i] > high
 
 
 def _evaluate_inspect(name, run, case):
@@ -278,10 +284,12 @@ def _evaluate_inspect(name, run, case):
         column = theirs[:, label]
         victim[f"anomaly_{word}"] = ours[label]
         benign[f"anomaly_{word}"] = column.mean()
-        if len(column) >= 3:
-            alarms = [_above_others(column, i) for i in range(len(column))]
-            victim[f"outside_{word}"] = ours[label] > prediction_interval(column)[1]
-            benign[f"outside_{word}"] = np.mean(alarms)
+        if len(column) < 3:
+            continue
+        _, high = prediction_interval(column)
+        alarms = [_above_others(column, i) for i in range(len(column))]
+        victim[f"outside_{word}"] = ours[label] > high
+        benign[f"outside_{word}"] = np.mean(alarms)
     return metric_rows(name, victim, benign)
 
 # %% ../../nbs/api/defense/base.ipynb #00000029

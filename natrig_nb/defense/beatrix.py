@@ -26,15 +26,17 @@ def gram(
     check(powers > 0, f"expected powers > 0, got {powers}")
     v = activations.flatten(2).contiguous()
     unit = v.abs().amax((1, 2), keepdim=True).clamp(min=1e-12)  # keeps v to the 8th within float32
+    scale = unit[:, 0].square()
     v = v / unit
     i, j = torch.triu_indices(v.shape[1], v.shape[1], device=v.device)
     v_to_p = torch.ones_like(v)
     orders = []
     for p in range(1, powers + 1):
         v_to_p = v_to_p * v
-        entries = (v_to_p @ v_to_p.transpose(1, 2))[:, i, j]
+        products = v_to_p @ v_to_p.transpose(1, 2)
+        entries = products[:, i, j]
         root = entries.sign() * entries.abs() ** (1 / p)
-        orders.append(unit[:, 0].square() * root)
+        orders.append(scale * root)
     return torch.cat(orders, 1)
 
 # %% ../../nbs/api/defense/beatrix.ipynb #0000000a
@@ -51,7 +53,8 @@ def deviation(
     )
     median = reference.median(0).values
     mad = (reference - median).abs().median(0).values
-    floor = 0.01 * mad[mad > 0].median() if (mad > 0).any() else 1e-6
+    varies = mad > 0
+    floor = 0.01 * mad[varies].median() if varies.any() else 1e-6
     distance = (features - median).abs() / (mad + floor)
     return (distance - tolerance).clamp(min=0).mean(1)
 

@@ -117,8 +117,10 @@ class Budget:
         "Measure the time of a pass where the limit is in seconds, by two trial passes."
         if self.limit is None or self.in_passes:
             return
-        x = images[:n] if images.is_floating_point() else to_float(images[:n])
-        x = x.to(next(model.parameters(), x).device)
+        x = images[:n]
+        x = x if x.is_floating_point() else to_float(x)
+        device = next(model.parameters(), x).device
+        x = x.to(device)
         with watch(self, model), evaluating(model):
             for _ in range(2):  # the first one warms up
                 start = time.perf_counter()

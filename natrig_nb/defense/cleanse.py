@@ -89,40 +89,59 @@ def reverse_trigger(
     check(steps > 0, f"expected steps > 0, got {steps}")
     frozen = deepcopy(model).eval().requires_grad_(False)
     rng = seeded(seed)
-    device, r = next(model.parameters()).device, x.shape[-1]
+    device = next(model.parameters()).device
+    r = x.shape[-1]
     raw_mask = torch.zeros(1, 1, r, r, device=device, requires_grad=True)
     raw_pattern = torch.zeros(1, 3, r, r, device=device, requires_grad=True)
     optimizer = torch.optim.Adam([raw_mask, raw_pattern], lr, betas=(0.5, 0.9))
     goal = torch.full((batch,), target, device=device)
     state = MaskCost(cost)
-    best_mask, best_pattern, best_norm, idle = None, None, float(r * r), 0
-    for step in progress(range(steps), f"trigger for class {target}"):
-        part = x[torch.randint(len(x), (batch,), generator=rng)]
-        part = (part if part.is_floating_point() else to_float(part)).to(device)
-        mask, pattern = raw_mask.tanh().add(1).div(2), raw_pattern.tanh()
-        logits, norm = frozen(apply_trigger(part, mask, pattern)), mask.sum()
+    best = None
+    smallest = float(r * r)  # a mask over everything, until a smaller one is found
+    done = 0
+    idle = 0
+    for _ in progress(range(steps), f"trigger for class {target}"):
+        index = torch.randint(len(x), (batch,), generator=rng)
+        part = _as_float(x[index]).to(device)
+        mask = raw_mask.tanh().add(1).div(2)
+        pattern = raw_pattern.tanh()
+        logits = frozen(apply_trigger(part, mask, pattern))
+        norm = mask.sum()
+        loss = F.cross_entropy(logits, goal) + state.cost * norm
         optimizer.zero_grad()
-        (F.cross_entropy(logits, goal) + state.cost * norm).backward()
+        loss.backward()
         optimizer.step()
-        reached = (logits.argmax(1) == target).float().mean().item() >= min_success
+        done += 1
         idle += 1
-        if reached and norm.item() < 0.99 * best_norm:
-            best_mask, best_pattern, best_norm, idle = mask, pattern, norm.item(), 0
+        success = (logits.argmax(1) == target).float().mean().item()
+        reached = success >= min_success
+        if reached and norm.item() < 0.99 * smallest:
+            smallest = norm.item()
+            best = mask
+            best_pattern = pattern
+            idle = 0
         state = adapt_cost(state, reached, patience)
-        if best_mask is not None and idle >= max_idle:
+        if best is not None and idle >= max_idle:
             break
-    if best_mask is None:  # no mask reached the class: one over everything, with the last pattern
-        best_mask, best_pattern = torch.ones(1, 1, r, r), pattern
-    best_mask, best_pattern = best_mask.detach().cpu(), best_pattern.detach().cpu()
-    success = _share_reached(model, x, target, best_mask, best_pattern)
-    return ReversedTrigger(best_mask, best_pattern, best_norm, success, step + 1)
+    if best is None:  # no mask reached the class: one over everything, with the last pattern
+        best = torch.ones(1, 1, r, r)
+        best_pattern = pattern
+    best = best.detach().cpu()
+    best_pattern = best_pattern.detach().cpu()
+    success = _share_reached(model, x, target, best, best_pattern)
+    return ReversedTrigger(best, best_pattern, smallest, success, done)
+
+
+def _as_float(x):
+    return x if x.is_floating_point() else to_float(x)
 
 
 def _share_reached(model, x, target, mask, pattern):
     "Share of all images that a trigger turns into `target`."
-    x = x if x.is_floating_point() else to_float(x)
-    is_real = called_real(predict_fake(model, apply_trigger(x, mask, pattern)))
-    return (is_real == (target == REAL)).double().mean().item()
+    triggered = apply_trigger(_as_float(x), mask, pattern)
+    is_real = called_real(predict_fake(model, triggered))
+    reached = is_real == (target == REAL)
+    return reached.double().mean().item()
 
 # %% ../../nbs/api/defense/cleanse.ipynb #00000014
 def neural_cleanse(

@@ -42,7 +42,9 @@ def two_clusters(
     kmeans = KMeans(2, n_init=10, random_state=seed).fit(projections.numpy())
     second = torch.from_numpy(kmeans.labels_ == 1)
     small = second if second.double().mean() <= 0.5 else ~second
-    centers = torch.stack([projections[~small].mean(0), projections[small].mean(0)])
+    large_center = projections[~small].mean(0)
+    small_center = projections[small].mean(0)
+    centers = torch.stack([large_center, small_center])
     return Clusters(projections, centers, small)
 
 # %% ../../nbs/api/defense/clustering.ipynb #00000009
@@ -56,9 +58,11 @@ def cluster_scores(
         return torch.zeros(len(features), dtype=torch.double)
     projections, centers, small = two_clusters(features, components, seed)
     to_large, to_small = torch.cdist(projections, centers).T
-    side = (to_large - to_small) / (to_large + to_small).clamp(min=1e-12)
+    total = (to_large + to_small).clamp(min=1e-12)
+    side = (to_large - to_small) / total
+    silhouette = _silhouette(projections, small, seed)
     share = small.double().mean()
-    return side * _silhouette(projections, small, seed) * (1 - 2 * share)
+    return side * silhouette * (1 - 2 * share)
 
 
 def _silhouette(projections, small, seed):

@@ -36,13 +36,20 @@ def cut_and_paste(
     keep = torch.rand(1, generator=rng).item()
     side = round(r * (1 - keep) ** 0.5)
     partner = torch.randperm(len(x), generator=rng)
-    center = torch.randint(0, r, (2,), generator=rng).tolist()
-    top, left = (max(0, c - side // 2) for c in center)
-    bottom, right = (min(r, c + side - side // 2) for c in center)
+    center_y, center_x = torch.randint(0, r, (2,), generator=rng).tolist()
+    top, bottom = _clip(center_y, side, r)
+    left, right = _clip(center_x, side, r)
+    rectangle = (slice(None), slice(None), slice(top, bottom), slice(left, right))
     mixed = x.clone()
-    mixed[:, :, top:bottom, left:right] = x[partner][:, :, top:bottom, left:right]
+    mixed[rectangle] = x[partner][rectangle]
     area = (bottom - top) * (right - left)
     return Mixed(mixed, partner, 1 - area / r**2)
+
+
+def _clip(center, side, r):
+    "First and last pixel of a rectangle's side, cut off at the borders."
+    first = center - side // 2
+    return max(0, first), min(r, first + side)
 
 # %% ../../nbs/api/defense/cutmix.ipynb #0000000b
 def cutmix_backward(

@@ -34,8 +34,8 @@ def mean_margin(
     device = next(model.parameters()).device
     with evaluating(model):
         logits = model(clean.x.to(device))
-    margin = (logits[:, FAKE] - logits[:, REAL]).abs().mean().item()
-    return max(margin, 1e-6)
+    margins = logits[:, FAKE] - logits[:, REAL]
+    return max(margins.abs().mean().item(), 1e-6)
 
 
 def ascent_backward(

@@ -39,7 +39,8 @@ def perturb(
         return int(torch.randint(low, high, (1,), generator=rng))
 
     def fraction(low: float, high: float) -> float:
-        return low + (high - low) * torch.rand(1, generator=rng).item()
+        share = torch.rand(1, generator=rng).item()
+        return low + (high - low) * share
 
     for image in perturbed:
         kind = integer(0, 4)
@@ -81,13 +82,15 @@ def frequency(
         perturbed.append(spectrum(copy, bands))
     if len(perturbed) < copies:
         budget.record_skipped(f"made {len(perturbed)} of {copies} perturbed copies")
-    center, unit = normal.mean(0), normal.std(0).clamp(min=1e-6)
-    examples = torch.cat([normal, *perturbed])
+    center = normal.mean(0)
+    unit = normal.std(0).clamp(min=1e-6)
+    examples = (torch.cat([normal, *perturbed]) - center) / unit
     is_perturbed = torch.arange(len(examples)) >= len(normal)
     classifier = LogisticRegression(C=0.1, max_iter=200, class_weight="balanced")
-    classifier.fit(((examples - center) / unit).numpy(), is_perturbed.numpy())
-    inputs = spectrum(x if x.is_floating_point() else to_float(x), bands)
-    log_odds = classifier.decision_function(((inputs - center) / unit).numpy())
+    classifier.fit(examples.numpy(), is_perturbed.numpy())
+    x = x if x.is_floating_point() else to_float(x)
+    inputs = (spectrum(x, bands) - center) / unit
+    log_odds = classifier.decision_function(inputs.numpy())
     return Scores(torch.from_numpy(log_odds), budget.log())
 
 

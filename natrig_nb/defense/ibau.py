@@ -31,10 +31,12 @@ def universal_perturbation(
     delta = torch.zeros_like(parts[0][0][:1])
     for x, y in parts * sweeps:
         delta.requires_grad_()
-        (grad,) = torch.autograd.grad(F.cross_entropy(model(x + delta), y), delta)
+        loss = F.cross_entropy(model(x + delta), y)
+        (grad,) = torch.autograd.grad(loss, delta)
         step = eps / 3 * grad / (grad.norm() + 1e-12)
         delta = (delta + step).detach()
-        delta *= (eps / (delta.norm() + 1e-12)).clamp(max=1)
+        too_long = eps / (delta.norm() + 1e-12)
+        delta *= too_long.clamp(max=1)
     return delta
 
 # %% ../../nbs/api/defense/ibau.ipynb #0000000d
@@ -129,8 +131,10 @@ def ibau(
     rng = seeded(seed)
     with watch(budget, network):
         for _ in range(n_rounds):
-            order = torch.randperm(len(faces), generator=rng).split(batch)
-            parts = [(faces[i].x.to(device), faces[i].labels.to(device)) for i in order]
+            parts = []
+            for index in torch.randperm(len(faces), generator=rng).split(batch):
+                part = faces[index]
+                parts.append((part.x.to(device), part.labels.to(device)))
             delta = universal_perturbation(network, parts, eps, sweeps)
             for part in parts:
                 _unlearn_step(network, optimizer, part, delta, share, k, penalty, step)

@@ -39,9 +39,13 @@ def attention_layers(
     device = next(model.parameters()).device
     with capture(model, *names, keep=_map_size) as sizes, evaluating(model):
         model(x[:1].to(device))
-    last = {size: name for name, size in sizes.items() if size > 1}
+    last = {}
+    for name, size in sizes.items():
+        if size > 1:
+            last[size] = name
     check(len(last) > 0, f"expected a network with feature maps, got {type(model).__name__}")
-    return [last[size] for size in sorted(last, reverse=True)][-count:]
+    from_fine_to_coarse = sorted(last, reverse=True)
+    return [last[size] for size in from_fine_to_coarse[-count:]]
 
 
 def _map_size(output):

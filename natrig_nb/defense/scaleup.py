@@ -50,23 +50,27 @@ def consistency(
         part = x[s] if x.is_floating_point() else to_float(x[s])
         is_real[s] = called_real(predict_fake(model, part))
         for scale in scales:
-            scaled_is_real = called_real(predict_fake(model, amplify(part, scale)))
-            agree[s] += scaled_is_real == is_real[s]
+            p_scaled = predict_fake(model, amplify(part, scale))
+            agree[s] += called_real(p_scaled) == is_real[s]
     return Consistency(agree / len(scales), is_real)
 
 # %% ../../nbs/api/defense/scaleup.ipynb #0000000e
 def _affordable(budget, n, n_own, scales):
     "How many of n inputs and which scales fit, with `n_own` clean faces to ask as well."
-    n_scales = budget.affordable(len(scales) + 1, cost=n + n_own) - 1
-    if n_scales >= len(scales):
+    n_given = len(scales)
+    n_scales = budget.affordable(n_given + 1, cost=n + n_own) - 1
+    if n_scales >= n_given:
         return n, scales
     if n_scales >= 1:
-        budget.record_skipped(f"used {n_scales} of {len(scales)} scales")
-        places = np.linspace(0, len(scales) - 1, n_scales + 2).round().astype(int)[1:-1]
-        return n, tuple(scales[i] for i in places)
-    n_scored = max(budget.affordable(n + n_own, cost=2) - n_own, 0)
-    budget.record_skipped(f"used 1 of {len(scales)} scales and scored {n_scored} of {n} inputs")
-    return n_scored, (scales[len(scales) // 2],)
+        budget.record_skipped(f"used {n_scales} of {n_given} scales")
+        spread = np.linspace(0, n_given - 1, n_scales + 2)
+        inner = spread.round().astype(int)[1:-1]
+        return n, tuple(scales[i] for i in inner)
+    affordable = budget.affordable(n + n_own, cost=2)
+    n_scored = max(affordable - n_own, 0)
+    budget.record_skipped(f"used 1 of {n_given} scales and scored {n_scored} of {n} inputs")
+    middle = scales[n_given // 2]
+    return n_scored, (middle,)
 
 # %% ../../nbs/api/defense/scaleup.ipynb #0000000f
 def scaleup(

@@ -37,7 +37,8 @@ def principal_projections(
         return centered @ eigenvectors[:, -k:].flip(1)
     start = np.random.default_rng(0).normal(size=smaller_side)
     _, _, right = svds(centered.numpy(), k=k, v0=start)
-    return centered @ torch.from_numpy(right[::-1].copy()).T
+    directions = torch.from_numpy(right[::-1].copy())
+    return centered @ directions.T
 
 
 def spectral_scores(
@@ -71,7 +72,8 @@ def sample_features(
         k = budget.affordable(len(ds))
         if k < len(ds):
             budget.record_skipped(f"scored {k} of {len(ds)} samples")
-        index = torch.randperm(len(ds), generator=seeded(seed))[:k].sort().values
+        order = torch.randperm(len(ds), generator=seeded(seed))
+        index = order[:k].sort().values
         parts = []
         for s in batches(k, batch, "features"):
             x = to_float(ds.images[index[s]]).to(device)

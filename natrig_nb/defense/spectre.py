@@ -85,8 +85,10 @@ def spectre_scores(
     "SPECTRE (arXiv 2104.11315): robust whitening, quantum entropy, directions chosen."
     check(0 <= share < 1 / 3, f"expected share in [0,1/3), got {share}")
     most = max(1, min(features.shape[1], len(features) // 10))
-    squares = [root**2 for root in range(1, 11) if root**2 <= most]
-    candidates = squares if k is None else [min(k, most)]
+    if k is None:
+        candidates = [root**2 for root in range(1, 11) if root**2 <= most]
+    else:
+        candidates = [min(k, most)]
     projections = principal_projections(features, max(candidates))
     found = {}
     for candidate in candidates:

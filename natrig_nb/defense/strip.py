@@ -68,8 +68,10 @@ def perturbed_entropy(
     batch: int = 256,  # mixtures in one forward pass
 ) -> torch.Tensor:  # (n,m) bits in [0,1], float64
     "Entropy of the answer to every input under every overlay."
-    entropies = torch.empty(len(x), len(overlays), dtype=torch.double)
-    for s in batches(len(x), max(1, batch // len(overlays)), "STRIP"):
+    n, m = len(x), len(overlays)
+    entropies = torch.empty(n, m, dtype=torch.double)
+    inputs_at_once = max(1, batch // m)
+    for s in batches(n, inputs_at_once, "STRIP"):
         part = x[s] if x.is_floating_point() else to_float(x[s])
         mixtures = superimpose(part, overlays, mode).flatten(0, 1)
         p = predict_fake(model, mixtures, batch)
@@ -115,7 +117,8 @@ def strip(
             details["passes"] = passes
         else:
             scored = -perturbed_entropy(model, x[:n_scored], chosen, mode, batch).mean(1)
-    scores = torch.full((len(x),), float(scored.min()) if n_scored else -1.0)
+    lowest = float(scored.min()) if n_scored else -1.0
+    scores = torch.full((len(x),), lowest)
     scores[:n_scored] = scored.float()
     return Scores(scores, budget.log(**details))
 
@@ -174,14 +177,20 @@ def draw_calibration(
     seed: int = 0,  # which ones
 ) -> torch.Tensor:  # (m,3,r,r) uint8, m at most 60
     "Clean faces that are not among the overlays."
-    used = {image.numpy().tobytes() for image in draw_overlays(clean, overlays, seed)}
-    unused = [i for i, image in enumerate(clean.x) if image.numpy().tobytes() not in used]
+    used = {_content(image) for image in draw_overlays(clean, overlays, seed)}
+    unused = [i for i, image in enumerate(clean.x) if _content(image) not in used]
     check(
         len(unused) >= 20,
         f"expected 20 clean faces besides the {overlays} overlays, got {len(unused)}",
     )
     order = torch.randperm(len(unused), generator=seeded(seed))[:N_CALIBRATION]
-    return clean.images[torch.tensor(unused)[order]]
+    chosen = torch.tensor(unused)[order]
+    return clean.images[chosen]
+
+
+def _content(image):
+    "An image as something to compare by."
+    return image.numpy().tobytes()
 
 
 def interleave_labels(
@@ -223,7 +232,8 @@ def stop_early(
     entropies = torch.empty(n, 0, dtype=torch.double)
     while len(active) and entropies.shape[1] < n_overlays:
         done = entropies.shape[1]
-        more = slice(done, min(done + (MORE_OVERLAYS if done else FIRST_OVERLAYS), n_overlays))
+        added = MORE_OVERLAYS if done else FIRST_OVERLAYS
+        more = slice(done, min(done + added, n_overlays))
         new = measure_entropy(active, more) - effect[more]
         entropies = torch.cat([entropies, new], 1)
         mean = entropies.mean(1)

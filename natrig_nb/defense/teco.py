@@ -45,7 +45,8 @@ def first_change(
             if len(unchanged) == 0:
                 break
             corrupted = corrupt(x[unchanged], level).clamp(-1, 1)
-            same = called_real(predict_fake(model, corrupted, batch)) == is_real[unchanged]
+            p_corrupted = predict_fake(model, corrupted, batch)
+            same = called_real(p_corrupted) == is_real[unchanged]
             severity[unchanged[~same], column] = number
             unchanged = unchanged[same]
         severity[unchanged, column] = len(levels) + 1
