@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Box', 'BACKGROUND', 'FORMATS', 'MAX_PIXELS', 'square_box', 'is_transparent', 'composite_alpha', 'open_image',
-           'decode', 'square_image', 'Decoded', 'decode_all', 'report_skipped', 'look_up', 'shared_folder',
+           'decode', 'square_image', 'DecodedFaces', 'decode_all', 'report_skipped', 'look_up', 'shared_folder',
            'own_tables', 'gather_facts', 'limit_evenly', 'Chosen', 'choose_files', 'read_faces', 'open_dataset',
            'row_image', 'read_dataset', 'stable_fraction', 'split']
 
@@ -126,7 +126,7 @@ def square_image(
     return image.resize((size, size), Image.BICUBIC, box=(left, top, right, bottom))
 
 # %% ../../nbs/api/data/faces.ipynb #00000038
-class Decoded(NamedTuple):
+class DecodedFaces(NamedTuple):
     "What decoding many files gave."
 
     images: np.ndarray  # (n,3,size,size) uint8, in the order asked for; zeros where broken
@@ -139,7 +139,7 @@ def decode_all(
     read: Callable[[str], bytes],  # name -> content
     size: int = 64,  # side of the result in pixels
     crop: Box | None = None,  # None: `square_box`
-) -> Decoded:
+) -> DecodedFaces:
     "Decode many files with a few threads; a broken one leaves a gap and a reason."
     images = np.zeros((len(names), 3, size, size), np.uint8)
     broken = {}
@@ -167,7 +167,7 @@ def decode_all(
             rows = range(part.start, part.stop)
             content = [(i, data) for i in rows if (data := content_of(i)) is not None]
             list(pool.map(lambda pair: decode_into(*pair), content))
-    return Decoded(images, broken, sorted(transparent))
+    return DecodedFaces(images, broken, sorted(transparent))
 
 # %% ../../nbs/api/data/faces.ipynb #0000003a
 def report_skipped(

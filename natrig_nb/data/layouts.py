@@ -6,7 +6,7 @@
 __all__ = ['REAL_WORDS', 'FAKE_WORDS', 'PHOTOGRAPH_SETS', 'UNCLEAR_WORDS', 'METHODS', 'LFW', 'SPLITS', 'ASK', 'NEUTRAL_FOLDER',
            'KEYS', 'PARTS', 'FACTS', 'TABLES', 'UTKFACE', 'COMPRESSIONS', 'SOURCES', 'words_of', 'side_of',
            'which_fake', 'labels_from_names', 'parse_table', 'clean_header', 'flatten_facts', 'parse_json',
-           'clean_table', 'attribute_columns', 'read_table', 'join_tables', 'read_attributes', 'Tables',
+           'clean_table', 'attribute_columns', 'parsed_table', 'join_tables', 'read_attributes', 'Tables',
            'tables_inside', 'attributes_from_names', 'faceforensics_facts', 'one_copy']
 
 # %% ../../nbs/api/data/layouts.ipynb #4eb5c54b
@@ -306,7 +306,7 @@ def attribute_columns(
     return [c for c in table if c not in FACTS and pd.api.types.is_numeric_dtype(table[c])]
 
 
-def read_table(
+def parsed_table(
     name: str,  # of the file
     data: bytes,  # what it holds
     parse: Callable = parse_table,  # (name, data) -> what it says
@@ -332,9 +332,9 @@ def join_tables(
     faces = {}
     for name, data in files:
         if name.endswith(".json"):
-            faces |= read_table(name, data, parse_json)
+            faces |= parsed_table(name, data, parse_json)
             continue
-        table = read_table(name, data)
+        table = parsed_table(name, data)
         path = PurePosixPath(name)
         if path.stem == "metadata":  # its names are relative to its folder
             table.index = name[: -len(path.name)] + table.index

@@ -125,15 +125,12 @@ def _hair_attributes(
 ) -> dict:  # hair_length, hair_color, baldness, beard
     "Two fashions of length; baldness and beards are 0 for most, spread among the others."
     bald_odds = np.where(long_hair, 0.0, 0.18 + 0.25 * (age > 50))
-    bearded = np.where(long_hair, 0.0, 0.5)
-    bald, beard = (
-        u["baldness"] / np.maximum(bald_odds, 1e-6),
-        u["beard"] / np.maximum(bearded, 1e-6),
-    )
+    beard_odds = np.where(long_hair, 0.0, 0.5)
+    bald = u["baldness"] / np.maximum(bald_odds, 1e-6)
+    beard = u["beard"] / np.maximum(beard_odds, 1e-6)
+    long, short = 0.45 + 0.55 * u["hair_length"], 0.42 * _tail(u["hair_length"], 1.3, 2)
     return {
-        "hair_length": np.where(
-            long_hair, 0.45 + 0.55 * u["hair_length"], 0.42 * _tail(u["hair_length"], 1.3, 2)
-        ),
+        "hair_length": np.where(long_hair, long, short),
         "hair_color": _tail(u["hair_color"], 0.9, 1.7),
         "baldness": np.where(bald < 1, 0.15 + 0.85 * bald**1.3, 0.0),
         "beard": np.where(beard < 1, 0.1 + 0.9 * beard**1.2, 0.0),
@@ -173,11 +170,13 @@ def population(
 ) -> pd.DataFrame:  # n rows; columns ATTRIBUTES (units in MEANING), then NUISANCE
     "Draw people from realistic, partly long-tailed distributions."
     check(n >= 0, f"expected a number of people >= 0, got {n}")
-    names, draws = ATTRIBUTES + NUISANCE, _draws(n, seed).T
+    names = ATTRIBUTES + NUISANCE
+    draws = _draws(n, seed).T
     u = dict(zip(names, draws))
-    z = {k: np.clip(ndtri(v), -2.5, 2.5) for k, v in u.items()}
-    nuisance = {k: u[k] if k in UNIFORM else z[k] for k in NUISANCE}
-    return pd.DataFrame(_attributes(u, z, draws[-4:]) | nuisance)[list(names)]
+    z = {name: np.clip(ndtri(v), -2.5, 2.5) for name, v in u.items()}
+    nuisance = {name: u[name] if name in UNIFORM else z[name] for name in NUISANCE}
+    people = _attributes(u, z, draws[-4:]) | nuisance
+    return pd.DataFrame(people)[list(names)]
 
 # %% ../../nbs/api/data/portraits.ipynb #00000013
 CIRCULAR = ("cloth_hue", "hat_hue", "back_hue", "back_hue2", "back_turn")
@@ -189,13 +188,14 @@ def population_codes(
 ) -> torch.Tensor:  # (n,k) float32, each column standard normal
     "The draws behind `population(n, seed)` as independent standard normal numbers."
     check(n >= 0, f"expected a number of people >= 0, got {n}")
-    u, at = _draws(n, seed), [(ATTRIBUTES + NUISANCE).index(k) for k in CIRCULAR]
-    radius = np.sqrt(-2 * np.log1p(-np.random.default_rng((seed, 1)).random((n, len(at)))))
+    u = _draws(n, seed)
+    hues = [(ATTRIBUTES + NUISANCE).index(name) for name in CIRCULAR]
+    draws = np.random.default_rng((seed, 1)).random((n, len(hues)))
+    radius = np.sqrt(-2 * np.log1p(-draws))
+    angle = 2 * np.pi * u[:, hues]
     codes = ndtri(u)
-    codes[:, at] = radius * np.cos(2 * np.pi * u[:, at])
-    return torch.tensor(
-        np.hstack([codes, radius * np.sin(2 * np.pi * u[:, at])]), dtype=torch.float32
-    )
+    codes[:, hues] = radius * np.cos(angle)
+    return torch.tensor(np.hstack([codes, radius * np.sin(angle)]), dtype=torch.float32)
 
 # %% ../../nbs/api/data/portraits.ipynb #0000001b
 def _bump(x, y=None):
@@ -263,37 +263,45 @@ def _features(p):
     p.long = ((p.hair_length - 0.36) * 12).clamp(0, 1)
     p.made_up = p.long * (0.5 + 0.5 * p.lip_red).clamp(0, 1)
     p.grin = (p.smile - 0.25).clamp(0)
-    p.eu, p.ev = 0.40 + 0.018 * p.eye_gap, 0.06 + 0.015 * p.eye_y
-    p.ew, p.eh = (
-        0.185 + 0.012 * p.eye_size,
-        (0.083 + 0.009 * p.eye_size) * (1 - 0.22 * p.smile - 0.22 * p.old),
-    )
+    p.eu = 0.40 + 0.018 * p.eye_gap
+    p.ev = 0.06 + 0.015 * p.eye_y
+    p.ew = 0.185 + 0.012 * p.eye_size
+    opened = 1 - 0.22 * p.smile - 0.22 * p.old
+    p.eh = (0.083 + 0.009 * p.eye_size) * opened
     p.nv = -0.22 - 0.025 * p.nose_length
     p.nw = 1 + 0.11 * p.nose_width + 0.1 * p.skin_tone + 0.12 * p.smile
     p.mv = -0.50 - 0.018 * p.mouth_y
-    p.mw = (0.29 + 0.018 * p.mouth_width) * (1 + 0.68 * p.smile - 0.18 * p.mouth_open)
+    stretch = 1 + 0.68 * p.smile - 0.18 * p.mouth_open
+    p.mw = (0.29 + 0.018 * p.mouth_width) * stretch
 
 
 def _lamp(p):
     "Direction of the light, the half vector of Blinn (1977), ambient light and its color."
     turn, rise = torch.deg2rad(p.light), 0.55 + 0.14 * p.sun
-    p.lx, p.ly, p.lz = turn.sin() * rise.cos(), rise.sin(), turn.cos() * rise.cos()
+    p.lx = turn.sin() * rise.cos()
+    p.ly = rise.sin()
+    p.lz = turn.cos() * rise.cos()
     half = (p.lx.square() + p.ly.square() + (p.lz + 1).square()).rsqrt()
-    p.hx, p.hy, p.hz = p.lx * half, p.ly * half, (p.lz + 1) * half
+    p.hx = p.lx * half
+    p.hy = p.ly * half
+    p.hz = (p.lz + 1) * half
     p.ambient = 0.25 + 0.25 * p.fill
-    p.sunlight = torch.stack(
-        [1 + 0.03 * p.warmth, torch.ones_like(p.warmth), 1 - 0.05 * p.warmth], 1
-    )
+    red, blue = 1 + 0.03 * p.warmth, 1 - 0.05 * p.warmth
+    p.sunlight = torch.stack([red, torch.ones_like(red), blue], 1)
 
 
 def _people(params):
     "Table rows to tensors (n,1,1), with everything that follows from them."
-    columns = torch.tensor(params[list(ATTRIBUTES + NUISANCE)].to_numpy(np.float32))
-    p = SimpleNamespace(**dict(zip(ATTRIBUTES + NUISANCE, columns.T[:, :, None, None])))
-    _features(p), _lamp(p)
+    names = ATTRIBUTES + NUISANCE
+    columns = torch.tensor(params[list(names)].to_numpy(np.float32)).T
+    p = SimpleNamespace(**dict(zip(names, columns[:, :, None, None])))
+    _features(p)
+    _lamp(p)
     skin, hair = _ramp(p.skin_tone, SKIN), _ramp(p.hair_color, HAIR)
-    grey = 0.9 * torch.sigmoid((p.age - 58 - 6 * p.grey_onset) / 5)
-    p.skin = torch.lerp(skin, skin.mean(1, keepdim=True), (0.14 * p.old)[:, None])
+    pale = skin.mean(1, keepdim=True)
+    p.skin = torch.lerp(skin, pale, (0.14 * p.old)[:, None])
+    years = p.age - 58 - 6 * p.grey_onset
+    grey = 0.9 * torch.sigmoid(years / 5)
     p.hair = torch.lerp(hair, _rgb(0.78, 0.77, 0.76).expand_as(hair), grey[:, None])
     p.iris = _ramp(p.eye_color, IRIS)
     return p
@@ -304,10 +312,14 @@ def _plane(p, size):
     t = (torch.arange(size) + 0.5) * (2 / size) - 1
     g = SimpleNamespace(px=2 / size, x=t.view(1, 1, -1), y=-t.view(1, -1, 1))
     scale, roll = 1.1 + 0.05 * p.size, 0.05 * p.roll
-    dx, dy = (g.x - 0.05 * p.x) / scale, (g.y - 0.03 - 0.03 * p.y) / scale
-    g.X, g.Y = dx + roll * dy, dy - roll * dx
-    g.a, g.b = 0.47 * (1 + 0.055 * p.face_width), 0.62
-    g.h, g.q = g.X / g.a, g.Y / g.b
+    dx = (g.x - 0.05 * p.x) / scale
+    dy = (g.y - 0.03 - 0.03 * p.y) / scale
+    g.X = dx + roll * dy
+    g.Y = dy - roll * dx
+    g.a = 0.47 * (1 + 0.055 * p.face_width)
+    g.b = 0.62
+    g.h = g.X / g.a
+    g.q = g.Y / g.b
     return g
 
 
@@ -315,169 +327,198 @@ def _outline(p, g):
     "Distance from the middle of the head, 1 on its outline: round above, a chin below."
     low, high = g.q.clamp(max=0).neg_(), g.q.clamp(0)
     g.h = g.h - g.sy * (0.22 * low - 0.05)
-    taper = (0.155 - 0.075 * p.jaw - 0.09 * p.old) * low * (1 + 0.6 * low) - 0.035 * p.jaw * _bump(
-        (low - 0.65) / 0.5
-    )
-    chin = g.q * (1 - 0.22 * high * (1 - high).clamp_(0) + 0.1 * g.sp - 0.06 * p.mouth_open * low)
+    narrowing = 0.155 - 0.075 * p.jaw - 0.09 * p.old
+    square = 0.035 * p.jaw * _bump((low - 0.65) / 0.5)
+    taper = narrowing * low * (1 + 0.6 * low) - square
+    crown = 0.22 * high * (1 - high).clamp_(0)
+    opened = 0.06 * p.mouth_open * low
+    chin = g.q * (1 - crown + 0.1 * g.sp - opened)
     width = g.h / (1 - taper)
     return (width * width).addcmul_(chin, chin).sqrt_()
 
 
 def _grid(p, size):
-    "All coordinates of all pixels, down to the point (u,v,w) of the face that each one sees."
-    g, yaw, pitch = _plane(p, size), torch.deg2rad(p.yaw), torch.deg2rad(p.pitch)
-    g.sy, g.cy, g.sp, g.cp = yaw.sin(), yaw.cos(), pitch.sin(), pitch.cos()
+    "All coordinates of all pixels, down to the point (u,v,w) of the face that each one shows."
+    g = _plane(p, size)
+    yaw, pitch = torch.deg2rad(p.yaw), torch.deg2rad(p.pitch)
+    g.sy, g.cy = yaw.sin(), yaw.cos()
+    g.sp, g.cp = pitch.sin(), pitch.cos()
     h = g.h
     g.r = _outline(p, g)
     g.z = (1 - g.r * g.r).clamp_(0.0025).sqrt_()
     z = h * g.sy + g.z * g.cy
-    g.u, g.v, g.w = h * g.cy - g.z * g.sy, g.q * g.cp - z * g.sp, g.q * g.sp + z * g.cp
-    g.au, g.head = g.u.abs(), _edge((1 - g.r) * 0.5, g)
+    g.u = h * g.cy - g.z * g.sy
+    g.v = g.q * g.cp - z * g.sp
+    g.w = g.q * g.sp + z * g.cp
+    g.au = g.u.abs()
+    g.head = _edge((1 - g.r) * 0.5, g)
     return g
 
 # %% ../../nbs/api/data/portraits.ipynb #00000028
-def _pick(bundle, rows):
+def _rows_of(bundle, rows):
     "The same bundle for some people only, by their row numbers."
-    return SimpleNamespace(
-        **{
-            k: v.index_select(0, rows) if isinstance(v, torch.Tensor) and len(v) > 1 else v
-            for k, v in vars(bundle).items()
-        }
-    )
+    chosen = {}
+    for name, value in vars(bundle).items():
+        per_person = isinstance(value, torch.Tensor) and len(value) > 1
+        chosen[name] = value.index_select(0, rows) if per_person else value
+    return SimpleNamespace(**chosen)
 
 
 def _draw(p, size, layers):
     "Paint people (n,3,size,size) in [0,1]; a layer is a function, or (function, who has it)."
-    g, img = _grid(p, size), torch.zeros(len(p.age), 3, size, size)
+    g = _grid(p, size)
+    img = torch.zeros(len(p.age), 3, size, size)
     for layer in layers:
-        layer, who = layer if isinstance(layer, tuple) else (layer, None)
-        rows = (
-            torch.arange(len(img))
-            if who is None
-            else (getattr(p, who).flatten() > 0).nonzero()[:, 0]
-        )
+        paint, who = layer if isinstance(layer, tuple) else (layer, None)
+        rows = torch.arange(len(img))
+        if who is not None:
+            rows = rows[getattr(p, who).flatten() > 0]
         if len(rows) == len(img):
-            layer(img, p, g)
+            paint(img, p, g)
         elif len(rows):
-            img[rows] = layer(img[rows], _pick(p, rows), _pick(g, rows))
+            img[rows] = paint(img[rows], _rows_of(p, rows), _rows_of(g, rows))
     return img.mul_(p.sunlight).clamp_(0, 1)
 
 # %% ../../nbs/api/data/portraits.ipynb #0000002b
 def _backdrop(img, p, g):
     "Two soft colors along a line, and an out-of-focus light."
     turn = 6.2832 * p.back_turn
-    t = (0.5 + 0.45 * (turn.cos() * g.x + turn.sin() * g.y)).clamp_(0, 1)
-    one = _hue(p.back_hue, 0.06 + 0.3 * p.back_turn * p.back_hue2, 0.25 + 0.65 * p.back_light)
-    two = _hue(p.back_hue2, 0.05 + 0.35 * p.blob_x * p.back_hue, 0.2 + 0.7 * p.back_light2)
-    blob = _bump((g.x - 2.4 * p.blob_x + 1.2) * 1.5, (g.y - 1.4 * p.blob_y + 0.2) * 1.5)
-    return img.copy_(torch.lerp(one, two, t[:, None])).add_(
-        (0.16 * (p.blob_y - 0.35) * blob)[:, None]
-    )
+    along = turn.cos() * g.x + turn.sin() * g.y
+    share = (0.5 + 0.45 * along).clamp_(0, 1)
+    vivid = 0.06 + 0.3 * p.back_turn * p.back_hue2
+    one = _hue(p.back_hue, vivid, 0.25 + 0.65 * p.back_light)
+    vivid = 0.05 + 0.35 * p.blob_x * p.back_hue
+    two = _hue(p.back_hue2, vivid, 0.2 + 0.7 * p.back_light2)
+    x = (g.x - 2.4 * p.blob_x + 1.2) * 1.5
+    y = (g.y - 1.4 * p.blob_y + 0.2) * 1.5
+    lamp = 0.16 * (p.blob_y - 0.35) * _bump(x, y)
+    walls = torch.lerp(one, two, share[:, None])
+    return img.copy_(walls).add_(lamp[:, None])
 
 # %% ../../nbs/api/data/portraits.ipynb #0000002d
 def _clothes(img, p, g):
     "Shoulders that fall to the sides, shaded like a barrel, and a collar of its own color."
-    ax = g.X.abs()
-    g.shoulder = -0.63 - 0.22 * (ax - 0.2).clamp_(0) - 0.5 * (ax - 0.62).clamp_(0).square_()
-    light = (0.85 + 0.25 * g.X * p.lx - 0.25 * (g.X * g.X) + 0.3 * (g.Y + 0.85)).clamp_(0.25, 1.2)
-    fold = 0.05 * (g.X * 14 + g.Y * 9 + 6 * p.collar).sin()
+    X, Y = g.X, g.Y
+    side = X.abs()
+    slope = 0.22 * (side - 0.2).clamp_(0)
+    fall = 0.5 * (side - 0.62).clamp_(0).square_()
+    g.shoulder = -0.63 - slope - fall
+    light = 0.85 + 0.25 * X * p.lx - 0.25 * (X * X) + 0.3 * (Y + 0.85)
+    light = light.clamp_(0.25, 1.2)
+    fold = 0.05 * (X * 14 + Y * 9 + 6 * p.collar).sin()
     vivid = p.rim * p.lens
     cloth = _hue(p.cloth_hue, 0.1 + 0.6 * vivid, 0.12 + 0.75 * p.cloth_light)
-    _paint(img, cloth * (light + fold)[:, None], _edge(g.shoulder - g.Y, g))
-    g.nx = (g.X - 0.05 * g.sy) / (0.235 + 0.02 * p.neck + 0.02 * p.jaw)
-    g.nape = (
-        0.235
-        + 0.02 * p.neck
-        + 0.02 * p.jaw
-        + 0.225 * (-0.56 - g.Y).clamp_(0)
-        - (g.X - 0.05 * g.sy).abs()
-    )
-    g.opening = (g.Y + 0.74 + 0.28 * p.collar) * 0.6 + 0.22 * (1 - (g.nx / 1.15).square())
-    collar = _hue(p.cloth_hue, 0.05 + 0.45 * vivid, 0.25 + 0.75 * (p.cloth_light + 0.45) % 1.0)
-    ring = _edge(torch.minimum(g.opening + 0.06, g.shoulder + 0.07 - g.Y), g) * (
-        0.3 + 0.7 * (p.collar < 0.6)
-    )
-    return _paint(img, collar * light[:, None], ring * _edge(g.nape + 0.06, g))
+    _paint(img, cloth * (light + fold)[:, None], _edge(g.shoulder - Y, g))
+    _collar(img, p, g, light, vivid)
+    return img
+
+
+def _collar(img, p, g, light, vivid):
+    "A collar around the neckline; three of five people wear one that stands out."
+    X = g.X - 0.05 * g.sy
+    width = 0.235 + 0.02 * p.neck + 0.02 * p.jaw
+    g.nx = X / width
+    g.nape = width + 0.225 * (-0.56 - g.Y).clamp_(0) - X.abs()
+    height = (g.Y + 0.74 + 0.28 * p.collar) * 0.6
+    g.opening = height + 0.22 * (1 - (g.nx / 1.15).square())
+    lightness = 0.25 + 0.75 * (p.cloth_light + 0.45) % 1.0
+    color = _hue(p.cloth_hue, 0.05 + 0.45 * vivid, lightness)
+    inside = torch.minimum(g.opening + 0.06, g.shoulder + 0.07 - g.Y)
+    opacity = 0.3 + 0.7 * (p.collar < 0.6)
+    ring = _edge(inside, g) * opacity
+    _paint(img, color * light[:, None], ring * _edge(g.nape + 0.06, g))
 
 
 def _neck(img, p, g):
     "A cylinder of skin down to the neckline, dark under the chin."
-    shade = (
-        0.74 + 0.3 * g.nx * p.lx - 0.22 * g.nx * g.nx - 0.34 * _bump((g.Y + 0.5) / 0.26, g.nx * 0.6)
-    )
-    inside = torch.minimum(torch.minimum(g.nape, g.opening), -0.3 - g.Y)
+    nx = g.nx
+    chin = _bump((g.Y + 0.5) / 0.26, nx * 0.6)
+    shade = 0.74 + 0.3 * nx * p.lx - 0.22 * nx * nx - 0.34 * chin
+    below = torch.minimum(g.nape, g.opening)
+    inside = torch.minimum(below, -0.3 - g.Y)
     return _paint(img, p.skin * shade.clamp_(0.15)[:, None], _edge(inside, g))
 
 # %% ../../nbs/api/data/portraits.ipynb #00000030
 def _nose(p, g):
     "Height of the nose: a ridge that grows towards the tip, the tip, and the wings."
     g.nu = g.u - 0.2 * g.sy  # what stands out moves further when the head turns
+    below = g.v - p.nv
     along = ((0.2 - g.v) / (0.2 - p.nv)).clamp_(0, 1)
-    ridge = (
-        _bump(g.nu / (0.14 + 0.11 * along * p.nw)) * along * _edge((g.v - p.nv + 0.07) * 0.25, g)
-    )
+    width = 0.14 + 0.11 * along * p.nw
+    end = _edge((g.v - p.nv + 0.07) * 0.25, g)
+    ridge = _bump(g.nu / width) * along * end
     g.tip = _bump(g.nu / 0.15, (g.v - p.nv - 0.04) / 0.13)
-    return (
-        0.09 * ridge
-        + 0.04 * g.tip
-        + 0.025 * _bump((g.nu.abs() - 0.14 * p.nw) / 0.1, (g.v - p.nv) / 0.09)
-    )
+    wings = _bump((g.nu.abs() - 0.14 * p.nw) / 0.1, below / 0.09)
+    return 0.09 * ridge + 0.04 * g.tip + 0.025 * wings
 
 
 def _relief(p, g):
     "Height of the face above the ball; a smile lifts the cheeks, age lets the jowls sag."
-    B = 0.022 * _bump((g.v - 0.27) / 0.16, g.u / 0.75)
-    B -= 0.042 * _bump((g.au - p.eu) / 0.3, (g.v - p.ev) / 0.17)
-    B += (0.03 + 0.035 * p.smile) * _bump((g.au - 0.47) / 0.36, (g.v + 0.2 - 0.06 * p.smile) / 0.26)
-    B += _nose(p, g)
-    B += 0.03 * _bump(g.u / 0.3, (g.v - p.mv - 0.01) / 0.17)
-    B += 0.03 * _bump(g.u / (0.3 + 0.05 * p.jaw), (g.v + 0.83 + 0.06 * p.mouth_open) / 0.16)
-    return B.add_(0.02 * p.old * _bump((g.au - 0.52) / 0.2, (g.v + 0.62) / 0.25))
+    u, v, au = g.u, g.v, g.au
+    brow = _bump((v - 0.27) / 0.16, u / 0.75)
+    sockets = _bump((au - p.eu) / 0.3, (v - p.ev) / 0.17)
+    cheek_v = (v + 0.2 - 0.06 * p.smile) / 0.26
+    cheeks = (0.03 + 0.035 * p.smile) * _bump((au - 0.47) / 0.36, cheek_v)
+    lips = _bump(u / 0.3, (v - p.mv - 0.01) / 0.17)
+    chin_v = (v + 0.83 + 0.06 * p.mouth_open) / 0.16
+    chin = _bump(u / (0.3 + 0.05 * p.jaw), chin_v)
+    jowls = _bump((au - 0.52) / 0.2, (v + 0.62) / 0.25)
+    height = 0.022 * brow - 0.042 * sockets + cheeks + _nose(p, g)
+    return height + 0.03 * lips + 0.03 * chin + 0.02 * p.old * jowls
 
 
 def _light(p, g):
     "Light on the head (n,s,s): ambient and diffuse; the shine is left on `g.glow`."
-    B = F.pad(_relief(p, g)[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    height = _relief(p, g)[:, None]
+    B = F.pad(height, (1, 1, 1, 1), mode="replicate")[:, 0]
     k = -0.425 / g.px  # central differences, slightly flattened
-    nx = 0.8 * g.h + k * (B[:, 1:-1, 2:] - B[:, 1:-1, :-2])
-    ny = 0.7 * g.q - k * (B[:, 2:, 1:-1] - B[:, :-2, 1:-1])
-    inv = (nx * nx).addcmul_(ny, ny).addcmul_(g.z, g.z).add_(0.02).rsqrt_()
-    nx, ny, nz = nx * inv, ny * inv, g.z * inv
-    g.nz, g.diffuse = nz, (nx * p.lx + ny * p.ly + nz * p.lz).mul_(0.72).add_(0.28).clamp_(0)
-    g.glow = (nx * p.hx + ny * p.hy + nz * p.hz).clamp_(0).square_().square_().square_().square_()
+    across = B[:, 1:-1, 2:] - B[:, 1:-1, :-2]
+    down = B[:, 2:, 1:-1] - B[:, :-2, 1:-1]
+    nx = 0.8 * g.h + k * across
+    ny = 0.7 * g.q - k * down
+    length2 = (nx * nx).addcmul_(ny, ny).addcmul_(g.z, g.z)
+    inverse = length2.add_(0.02).rsqrt_()
+    nx, ny = nx * inverse, ny * inverse
+    g.nz = g.z * inverse
+    diffuse = nx * p.lx + ny * p.ly + g.nz * p.lz
+    g.diffuse = diffuse.mul_(0.72).add_(0.28).clamp_(0)
+    specular = (nx * p.hx + ny * p.hy + g.nz * p.hz).clamp_(0)
+    g.glow = specular.square_().square_().square_().square_()
     return p.ambient + (1.14 - p.ambient) * g.diffuse
 
 # %% ../../nbs/api/data/portraits.ipynb #00000034
 def _shadows(p, g):
     "Darkening (1 = none) of sockets, nostrils and lower lip, and the fold from nose to mouth."
-    s = 1 - 0.33 * _bump((g.au - p.eu + 0.04) / 0.3, (g.v - p.ev - 0.035) / 0.15)
-    s -= 0.42 * _bump((g.nu.abs() - 0.075 * p.nw) / 0.065, (g.v - p.nv + 0.055) / 0.05)
-    s -= 0.2 * _bump(g.nu / (0.22 * p.nw), (g.v - p.nv + 0.1) / 0.07)
-    s -= 0.15 * _bump(g.u / 0.22, (g.v - p.mv + 0.155 + 0.2 * p.mouth_open) / 0.06)
-    t = ((p.nv + 0.06 - g.v) / (p.nv - p.mv + 0.17)).clamp_(0, 1)
+    v, nu = g.v, g.nu
+    sockets = _bump((g.au - p.eu + 0.04) / 0.3, (v - p.ev - 0.035) / 0.15)
+    nostril_u = (nu.abs() - 0.075 * p.nw) / 0.065
+    nostrils = _bump(nostril_u, (v - p.nv + 0.055) / 0.05)
+    below_nose = _bump(nu / (0.22 * p.nw), (v - p.nv + 0.1) / 0.07)
+    lip_v = (v - p.mv + 0.155 + 0.2 * p.mouth_open) / 0.06
+    below_lip = _bump(g.u / 0.22, lip_v)
+    shade = 1 - 0.33 * sockets - 0.42 * nostrils - 0.2 * below_nose - 0.15 * below_lip
+    t = ((p.nv + 0.06 - v) / (p.nv - p.mv + 0.17)).clamp_(0, 1)  # from the nose to the mouth
     x = (g.au - 0.19 - (p.mw - 0.06) * t) / 0.055
-    deep = (0.03 + 0.3 * p.smile + 0.3 * p.old).clamp(max=0.45) * _bump(
-        (g.v - 0.5 * (p.nv + p.mv)) / 0.25
-    )
-    return s.sub_(deep * (_bump(x) - 0.45 * _bump(x - 1.5)))  # a dark fold with a bright rim
+    depth = (0.03 + 0.3 * p.smile + 0.3 * p.old).clamp(max=0.45)
+    middle = _bump((v - 0.5 * (p.nv + p.mv)) / 0.25)
+    fold = _bump(x) - 0.45 * _bump(x - 1.5)  # a dark fold with a bright rim
+    return shade.sub_(depth * middle * fold)
 
 
 def _wrinkles(p, g):
     "Darkening by age: bags under the eyes, forehead, crow's feet, lines from the mouth down."
-    bag = g.v - p.ev + 0.135 - 0.09 * ((g.au - p.eu) / 0.2).square_()
-    s = (
-        (0.04 + 0.27 * p.old)
-        * (_bump(bag / 0.045) - 0.3 * _bump((bag - 0.07) / 0.05))
-        * _bump((g.au - p.eu) / 0.27)
-    )
-    row = 0.5 + 0.5 * (48 * (g.v - 0.12 * g.u * g.u)).sin_()
-    s += 0.26 * p.old * row * row * _bump((g.v - 0.43) / 0.17) * _bump(g.u / 0.75)
-    feet = (0.17 * p.old + 0.1 * p.smile * p.old.sqrt()) * (
-        0.6 + 0.4 * (60 * g.v + 20 * g.au).sin_()
-    )
-    s += feet * _bump((g.au - p.eu - 0.27) / 0.13, (g.v - p.ev) / 0.13)
-    down = g.au - p.mw - 0.05 + 0.12 * (g.v - p.mv + 0.1)
-    return s.add_(0.27 * p.old * _bump(down / 0.05) * _bump((g.v - p.mv + 0.2) / 0.2))
+    u, v, au = g.u, g.v, g.au
+    bag = v - p.ev + 0.135 - 0.09 * ((au - p.eu) / 0.2).square_()
+    bags = _bump(bag / 0.045) - 0.3 * _bump((bag - 0.07) / 0.05)
+    s = (0.04 + 0.27 * p.old) * bags * _bump((au - p.eu) / 0.27)
+    row = 0.5 + 0.5 * (48 * (v - 0.12 * u * u)).sin_()
+    s += 0.26 * p.old * row * row * _bump((v - 0.43) / 0.17) * _bump(u / 0.75)
+    waves = 0.6 + 0.4 * (60 * v + 20 * au).sin_()
+    feet = (0.17 * p.old + 0.1 * p.smile * p.old.sqrt()) * waves
+    s += feet * _bump((au - p.eu - 0.27) / 0.13, (v - p.ev) / 0.13)
+    down = au - p.mw - 0.05 + 0.12 * (v - p.mv + 0.1)
+    height = _bump((v - p.mv + 0.2) / 0.2)
+    return s.add_(0.27 * p.old * _bump(down / 0.05) * height)
 
 
 def _skin(img, p, g):
@@ -500,107 +541,107 @@ def _skin(img, p, g):
 # %% ../../nbs/api/data/portraits.ipynb #00000037
 def _eyes(img, p, g):
     "Whites between the lids, irises that look somewhere, lashes and the crease of the lid."
+    skin, b = p.skin, g.b
     side, x = g.u.sign(), g.au - p.eu
     ex, y = x / p.ew, g.v - p.ev - 0.02 * x
     arc = 1 - ex * ex
-    up, low = y - p.eh * arc, y + (0.7 * p.eh - 0.022 * p.smile) * arc
-    lids = _edge(torch.minimum(-up, low) * g.b, g)
-    white = (0.3 + 0.65 * g.diffuse) * (1 - 0.3 * ex.square().clamp_(max=1))
+    up = y - p.eh * arc
+    low = y + (0.7 * p.eh - 0.022 * p.smile) * arc
+    lids = _edge(torch.minimum(-up, low) * b, g)
+    ball = 1 - 0.3 * ex.square().clamp_(max=1)
+    white = (0.3 + 0.65 * g.diffuse) * ball
     _paint(img, _rgb(0.93, 0.91, 0.9) * white[:, None], lids)
-    _iris(img, p, g, (x - side * 0.1 * (p.gaze - 0.5)) * g.a, (y - 0.008) * g.b, lids, side)
+    dx = (x - side * 0.1 * (p.gaze - 0.5)) * g.a
+    _iris(img, p, g, dx, (y - 0.008) * b, lids, side)
     near = _bump(ex / 1.12)
-    lash = _edge(0.017 - (up - 0.006).abs_() * g.b, g) * near
-    _paint(img, p.skin * _rgb(0.22, 0.17, 0.16), (0.75 + 0.2 * p.made_up) * lash)
-    _paint(
-        img,
-        p.skin * _rgb(0.5, 0.36, 0.33),
-        0.4 * near * _edge(0.012 - (low + 0.012).abs_() * g.b, g),
-    )
-    return _paint(
-        img,
-        p.skin * _rgb(0.42, 0.3, 0.27),
-        0.45 * near * _edge(0.012 - (up - 0.055).abs_() * g.b, g),
-    )
+    lash = _edge(0.017 - (up - 0.006).abs_() * b, g) * near
+    _paint(img, skin * _rgb(0.22, 0.17, 0.16), (0.75 + 0.2 * p.made_up) * lash)
+    lower = 0.4 * near * _edge(0.012 - (low + 0.012).abs_() * b, g)
+    _paint(img, skin * _rgb(0.5, 0.36, 0.33), lower)
+    crease = 0.45 * near * _edge(0.012 - (up - 0.055).abs_() * b, g)
+    return _paint(img, skin * _rgb(0.42, 0.3, 0.27), crease)
 
 
 def _iris(img, p, g, dx, dy, lids, side):
     "Iris, pupil and glint around the middle of each eye, where the lids leave them free."
-    r, radius = (dx * dx).addcmul_(dy, dy).sqrt_(), 0.052 + 0.003 * p.eye_size
-    _paint(
-        img,
-        p.iris * (0.55 + 0.5 * (r / radius).clamp_(max=1))[:, None],
-        lids * _edge(radius - r, g),
-    )
+    r = (dx * dx).addcmul_(dy, dy).sqrt_()
+    radius = 0.052 + 0.003 * p.eye_size
+    shade = 0.55 + 0.5 * (r / radius).clamp_(max=1)
+    _paint(img, p.iris * shade[:, None], lids * _edge(radius - r, g))
     _paint(img, _rgb(0.03, 0.02, 0.02), lids * _edge(0.024 - r, g))
-    spark = ((dx * side - 0.02 * p.lx.sign()).square_() + (dy - 0.018).square_()).sqrt_()
+    glint_x = (dx * side - 0.02 * p.lx.sign()).square_()
+    spark = (glint_x + (dy - 0.018).square_()).sqrt_()
     return _paint(img, _rgb(1.0, 1.0, 1.0), 0.9 * lids * _edge(0.017 - spark, g))
 
 
 def _brows(img, p, g):
     "Two arches of hair that thin out to the temples and sink a little with age."
     x = (g.au - p.eu - 0.01) / 0.26
-    middle = (
-        p.ev
-        + 0.17
-        + 0.015 * p.brow_y
-        - 0.02 * p.old
-        + (0.05 + 0.02 * p.brow_arch) * (1 - x * x)
-        - 0.02 * x
-    )
+    height = p.ev + 0.17 + 0.015 * p.brow_y - 0.02 * p.old
+    arch = (0.05 + 0.02 * p.brow_arch) * (1 - x * x)
+    middle = height + arch - 0.02 * x
     thick = (0.026 + 0.006 * p.brow) * (1.15 - 0.45 * x)
-    a = torch.minimum(thick - (g.v - middle).abs_() * g.b, (1 - x.abs()) * 0.12)
-    return _paint(img, p.hair * (0.35 + 0.3 * g.diffuse)[:, None], 0.82 * _edge(a, g))
+    inside = thick - (g.v - middle).abs_() * g.b
+    ends = (1 - x.abs()) * 0.12
+    color = p.hair * (0.35 + 0.3 * g.diffuse)[:, None]
+    return _paint(img, color, 0.82 * _edge(torch.minimum(inside, ends), g))
 
 # %% ../../nbs/api/data/portraits.ipynb #0000003a
 def _lips(p, g):
     "Heights over the lines of the mouth: its middle, the lips' inner edges, their outer rims."
     x2 = (g.u / p.mw).square_()
-    m = SimpleNamespace(x2=x2, arc=(1 - x2).clamp_(-0.5))
-    m.thin = (1 - 0.4 * p.old) * (1 + 0.13 * p.lips) * (1 - 0.25 * p.smile)
-    m.line = g.v - p.mv - (0.22 * p.smile - 0.012) * (x2.clamp(max=1.3) - 0.35)
-    m.upper = m.line - (0.02 * p.mouth_open + 0.055 * p.grin) * m.arc
-    m.lower = m.line + (0.26 * p.mouth_open + 0.11 * p.grin) * m.arc
-    m.rim_up = m.upper - 0.075 * m.thin * m.arc * (1 - 0.28 * _bump(g.u / 0.07))  # Cupid's bow
-    m.rim_low = m.lower + 0.1 * m.thin * m.arc
+    arc = (1 - x2).clamp_(-0.5)
+    thin = (1 - 0.4 * p.old) * (1 + 0.13 * p.lips) * (1 - 0.25 * p.smile)
+    curve = (0.22 * p.smile - 0.012) * (x2.clamp(max=1.3) - 0.35)
+    line = g.v - p.mv - curve
+    upper = line - (0.02 * p.mouth_open + 0.055 * p.grin) * arc
+    lower = line + (0.26 * p.mouth_open + 0.11 * p.grin) * arc
+    bow = 1 - 0.28 * _bump(g.u / 0.07)  # Cupid's bow
+    m = SimpleNamespace(x2=x2, thin=thin, line=line, upper=upper, lower=lower)
+    m.rim_up = upper - 0.075 * thin * arc * bow
+    m.rim_low = lower + 0.1 * thin * arc
     return m
 
 
 def _mouth(img, p, g):
     "Lips, a cavity with teeth where they part, a seam where they meet, shadows in the corners."
     m = _lips(p, g)
-    red = torch.lerp(
-        p.skin * _rgb(0.9, 0.63, 0.6), _rgb(0.62, 0.13, 0.17), (0.55 * p.made_up)[:, None]
-    )
-    shade = (
-        0.35
-        + 0.6 * g.diffuse
-        + 0.22 * _bump((m.rim_low - 0.06 * m.thin) / 0.05, g.u / 0.2)
-        - 0.12 * (m.line > 0)
-    )
-    _paint(img, red * shade[:, None], 0.85 * _edge(torch.minimum(-m.rim_up, m.rim_low) * g.b, g))
-    inside = torch.minimum(torch.minimum(-m.upper, m.lower), 1 - m.x2) * g.b - 0.004
+    bare = p.skin * _rgb(0.9, 0.63, 0.6)
+    red = torch.lerp(bare, _rgb(0.62, 0.13, 0.17), (0.55 * p.made_up)[:, None])
+    gloss = _bump((m.rim_low - 0.06 * m.thin) / 0.05, g.u / 0.2)
+    shade = 0.35 + 0.6 * g.diffuse + 0.22 * gloss - 0.12 * (m.line > 0)
+    lips = torch.minimum(-m.rim_up, m.rim_low)
+    _paint(img, red * shade[:, None], 0.85 * _edge(lips * g.b, g))
+    hole = _teeth(img, p, g, m)
+    near = _bump(g.u / (p.mw * 1.08))
+    seam = _edge(0.011 - m.line.abs() * g.b, g) * near * (1 - hole)
+    _paint(img, p.skin * _rgb(0.35, 0.16, 0.16), 0.85 * (seam * 1.6).clamp_(max=1))
+    corner_v = (g.v - p.mv - 0.14 * p.smile) / 0.06
+    corner = _bump((g.au - p.mw * 1.02) / 0.07, corner_v)
+    return _paint(img, p.skin * _rgb(0.4, 0.22, 0.2), (0.25 + 0.4 * p.smile) * corner)
+
+
+def _teeth(img, p, g, m):
+    "A dark cavity between the lips, and teeth that show in a grin; returns the cavity's coverage."
+    between = torch.minimum(-m.upper, m.lower)
+    inside = torch.minimum(between, 1 - m.x2) * g.b - 0.004
     hole = _edge(inside, g)
     _paint(img, _rgb(0.2, 0.05, 0.06), hole)
-    teeth = torch.minimum(inside, (m.upper + 0.075 + 0.09 * p.grin + 0.03 * p.mouth_open) * g.b)
+    low = m.upper + 0.075 + 0.09 * p.grin + 0.03 * p.mouth_open
+    teeth = torch.minimum(inside, low * g.b)
     white = (0.4 + 0.55 * g.diffuse) * (1 - 0.35 * m.x2.clamp_(max=1))
-    _paint(
-        img,
-        _rgb(0.93, 0.9, 0.86) * white[:, None],
-        _edge(teeth, g) * (p.grin * 4 + p.mouth_open * 2.5).clamp(max=1),
-    )
-    seam = _edge(0.011 - m.line.abs() * g.b, g) * _bump(g.u / (p.mw * 1.08)) * (1 - hole)
-    _paint(img, p.skin * _rgb(0.35, 0.16, 0.16), 0.85 * (seam * 1.6).clamp_(max=1))
-    corner = _bump((g.au - p.mw * 1.02) / 0.07, (g.v - p.mv - 0.14 * p.smile) / 0.06)
-    return _paint(img, p.skin * _rgb(0.4, 0.22, 0.2), (0.25 + 0.4 * p.smile) * corner)
+    shown = (p.grin * 4 + p.mouth_open * 2.5).clamp(max=1)
+    _paint(img, _rgb(0.93, 0.9, 0.86) * white[:, None], _edge(teeth, g) * shown)
+    return hole
 
 # %% ../../nbs/api/data/portraits.ipynb #0000003d
 def _strands(p, g):
     "Fine brightness waves along the hair, between -1 and 1."
-    angle = g.h * (1.4 - 0.5 * g.q) + 0.25 * p.wave * (5 * g.q + 2 * p.part).sin_()
-    fine = (
-        0.4 * (17 * angle + 9 * p.part).sin_() + 0.35 * (31 * angle - 7 * p.fringe + 3 * g.q).sin_()
-    )
-    return fine.add_(0.25 * (7 * angle + 5 * p.fringe).sin_())
+    bend = 0.25 * p.wave * (5 * g.q + 2 * p.part).sin_()
+    angle = g.h * (1.4 - 0.5 * g.q) + bend
+    wide = 0.4 * (17 * angle + 9 * p.part).sin_()
+    fine = 0.35 * (31 * angle - 7 * p.fringe + 3 * g.q).sin_()
+    return (wide + fine).add_(0.25 * (7 * angle + 5 * p.fringe).sin_())
 
 
 def _dome(x, y):
@@ -609,117 +650,129 @@ def _dome(x, y):
 
 def _hair_behind(img, p, g):
     "Long hair beside the neck and over the shoulders."
-    end, ax = -0.62 - 2.0 * (p.hair_length - 0.45), (g.h + 0.12 * g.sy).abs_()
-    outer = (
-        1.02
-        + 0.05 * p.hair_volume
-        + 0.12 * p.hair_length
-        + 0.03 * p.wave * (7 * g.q + 4 * p.part).sin_()
-    )
-    outer = outer - 0.18 * (1 - p.part) * (-1.0 - g.q).clamp_(0)
-    inner = 0.336 - 0.12 * g.q
-    a = torch.minimum(outer - ax, ax - inner) * g.a
-    a = torch.minimum(a, (g.q - end - 0.06 * (ax * 6 + 5 * p.fringe).sin_()) * 0.5)
-    a = torch.minimum(a, (1 - _dome(ax / outer, (g.q.clamp(0) / 1.1).square_())) * g.a)
-    shade = 0.62 + 0.09 * _strands(p, g) + 0.3 * g.h * p.lx - 0.28 * _bump((ax - inner) / 0.4)
-    return _paint(img, p.hair * shade.clamp_(0.12)[:, None], _edge(a, g) * (p.hair_length > 0.4))
+    q = g.q
+    end = -0.62 - 2.0 * (p.hair_length - 0.45)
+    side = (g.h + 0.12 * g.sy).abs_()
+    wave = 0.03 * p.wave * (7 * q + 4 * p.part).sin_()
+    outer = 1.02 + 0.05 * p.hair_volume + 0.12 * p.hair_length + wave
+    outer = outer - 0.18 * (1 - p.part) * (-1.0 - q).clamp_(0)
+    inner = 0.336 - 0.12 * q
+    inside = torch.minimum(outer - side, side - inner) * g.a
+    tips = (q - end - 0.06 * (side * 6 + 5 * p.fringe).sin_()) * 0.5
+    inside = torch.minimum(inside, tips)
+    top = _dome(side / outer, (q.clamp(0) / 1.1).square_())
+    inside = torch.minimum(inside, (1 - top) * g.a)
+    dark = 0.28 * _bump((side - inner) / 0.4)
+    shade = 0.62 + 0.09 * _strands(p, g) + 0.3 * g.h * p.lx - dark
+    alpha = _edge(inside, g) * (p.hair_length > 0.4)
+    return _paint(img, p.hair * shade.clamp_(0.12)[:, None], alpha)
 
 
 def _hairline(p, g, strand):
     "Height over the hairline: a swept fringe or a bare forehead; baldness lifts it."
-    full = 1 - p.baldness
+    au, bald = g.au, p.baldness
+    full = 1 - bald
     parting = g.u - 0.8 * (p.part - 0.5)
-    lift = 0.24 * (0.5 - p.fringe).clamp(0) * full + 0.1 * (p.fringe < 0.28) * p.long * _bump(
-        parting / 0.35
-    )
+    high = 0.24 * (0.5 - p.fringe).clamp(0) * full
+    open_parting = 0.1 * (p.fringe < 0.28) * p.long * _bump(parting / 0.35)
+    lift = high + open_parting
     sweep = 0.64 * (p.fringe - 0.55).clamp(0) * full * (1 - parting.abs_()).clamp_(0)
-    line = (
-        0.59
-        + lift
-        - sweep
-        - 0.22 * g.au * g.au
-        + 0.62 * p.baldness
-        + 0.16 * p.baldness * _bump((g.au - 0.42) / 0.3)
-    )
-    return g.v - line + 2.1 * (1 + 0.3 * p.long) * (g.au - 0.58).clamp_(0) - 0.008 * strand
+    corners = 0.16 * bald * _bump((au - 0.42) / 0.3)
+    line = 0.59 + lift - sweep - 0.22 * au * au + 0.62 * bald + corners
+    temples = 2.1 * (1 + 0.3 * p.long) * (au - 0.58).clamp_(0)
+    return g.v - line + temples - 0.008 * strand
 
 
 def _hair(img, p, g):
     "Hair above the hairline, above the ears when short, in its volume; strands and a shine."
-    strand, vol = _strands(p, g), 0.09 + 0.022 * p.hair_volume + 0.07 * p.long
+    h, q = g.h, g.q
+    strand = _strands(p, g)
+    volume = 0.09 + 0.022 * p.hair_volume + 0.07 * p.long
     over = _hairline(p, g, strand)
-    side = g.q - 0.03 + 0.14 * g.au + 1.2 * p.long * p.hair_length
-    crown = (g.q / (1 + vol * (1 - p.baldness).clamp(0))).square_()
-    outline = (1 - _dome(g.h / (1 + 0.75 * vol), crown)) * 0.5
-    curtain = torch.minimum(1 + 0.75 * vol - g.h.abs(), 0.02 - g.q) * 0.4 * p.long - (1 - p.long)
-    a = torch.minimum(torch.minimum(over, side * 0.7) * 0.55, torch.maximum(outline, curtain))
-    shine = _bump((g.q - 0.62 - 0.25 * g.h * p.lx + 0.1 * g.h * g.h) / 0.25)
-    shade = 0.56 + 0.3 * g.h * p.lx + 0.16 * g.q + 0.09 * strand + (0.24 + 0.06 * strand) * shine
+    side = q - 0.03 + 0.14 * g.au + 1.2 * p.long * p.hair_length
+    crown = (q / (1 + volume * (1 - p.baldness).clamp(0))).square_()
+    outline = (1 - _dome(h / (1 + 0.75 * volume), crown)) * 0.5
+    falling = torch.minimum(1 + 0.75 * volume - h.abs(), 0.02 - q)
+    curtain = falling * 0.4 * p.long - (1 - p.long)
+    grown = torch.minimum(over, side * 0.7) * 0.55
+    inside = torch.minimum(grown, torch.maximum(outline, curtain))
+    band = q - 0.62 - 0.25 * h * p.lx + 0.1 * h * h
+    shine = (0.24 + 0.06 * strand) * _bump(band / 0.25)
+    shade = 0.56 + 0.3 * h * p.lx + 0.16 * q + 0.09 * strand + shine
     shade -= 0.12 * _bump(over / 0.12)
-    return _paint(img, p.hair * shade.clamp_(0.12)[:, None], _edge(0.6 * a, g))
+    return _paint(img, p.hair * shade.clamp_(0.12)[:, None], _edge(0.6 * inside, g))
 
 # %% ../../nbs/api/data/portraits.ipynb #0000003f
 def _ears(img, p, g):
     "Two ears; the one on the side that is turned to us is wider."
     side = g.h.sign()
     wide = (0.15 + 0.015 * p.ears) * (1 - 1.1 * side * g.sy).clamp_(0.15)
-    x, y = (g.h.abs() - 1.0) / wide, (g.q + 0.25 * g.sp) / (0.22 + 0.02 * p.ears)
-    shade = (0.78 + 0.25 * side * p.lx - 0.35 * _bump((x - 0.25) * 1.6, y * 1.4)).clamp_(0.2)
-    return _paint(
-        img, p.skin * _rgb(1.02, 0.92, 0.9) * shade[:, None], _edge((1 - x * x - y * y) * 0.05, g)
-    )
+    x = (g.h.abs() - 1.0) / wide
+    y = (g.q + 0.25 * g.sp) / (0.22 + 0.02 * p.ears)
+    hollow = _bump((x - 0.25) * 1.6, y * 1.4)
+    shade = (0.78 + 0.25 * side * p.lx - 0.35 * hollow).clamp_(0.2)
+    color = p.skin * _rgb(1.02, 0.92, 0.9) * shade[:, None]
+    return _paint(img, color, _edge((1 - x * x - y * y) * 0.05, g))
 
 # %% ../../nbs/api/data/portraits.ipynb #00000042
 def _beard(img, p, g):
     "From stubble to a full beard that reaches beyond the chin."
-    cheek = (0.95 * (g.au - 0.42).clamp_(0) - 0.36 - g.v) * 6.6
+    u, v = g.u, g.v
+    cheek = (0.95 * (g.au - 0.42).clamp_(0) - 0.36 - v) * 6.6
     tall = 0.12 + 0.12 * p.mouth_open
-    lips = (
-        (g.u / (p.mw * 1.05)).square_()
-        + ((g.v - p.mv + 0.02 + 0.12 * p.mouth_open) / tall).square_()
-        - 1
-    )
-    a = torch.minimum(torch.minimum(cheek, lips * 1.6), (p.nv - 0.09 - g.v) * 8).clamp_(0, 1)
-    a = a * _edge((1.0 - 0.1 * p.beard * g.q - g.r) * 0.5, g) * (0.32 - g.v).mul_(4).clamp_(0, 1)
-    shade = 0.3 + 0.42 * g.diffuse + 0.07 * (33 * g.u + 2.5 * (11 * g.v).sin_()).sin_()
-    return _paint(img, p.hair * shade.clamp_(0.1)[:, None], a * (1.25 * p.beard).clamp(max=0.95))
+    across = (u / (p.mw * 1.05)).square_()
+    along = ((v - p.mv + 0.02 + 0.12 * p.mouth_open) / tall).square_()
+    lips = across + along - 1
+    grown = torch.minimum(cheek, lips * 1.6)
+    grown = torch.minimum(grown, (p.nv - 0.09 - v) * 8).clamp_(0, 1)
+    chin = _edge((1.0 - 0.1 * p.beard * g.q - g.r) * 0.5, g)
+    grown = grown * chin * (0.32 - v).mul_(4).clamp_(0, 1)
+    curls = 0.07 * (33 * u + 2.5 * (11 * v).sin_()).sin_()
+    shade = (0.3 + 0.42 * g.diffuse + curls).clamp_(0.1)
+    return _paint(img, p.hair * shade[:, None], grown * (1.25 * p.beard).clamp(max=0.95))
 
 # %% ../../nbs/api/data/portraits.ipynb #00000045
 def _glasses(img, p, g):
     "Rims between circle and rounded square, bridge, arms to the ears, and a reflection."
-    x, y = (
-        (g.au - p.eu - 0.01) / (0.29 + 0.03 * p.lens),
-        (g.v - p.ev + 0.02) / (0.155 + 0.07 * p.lens),
-    )
+    x = (g.au - p.eu - 0.01) / (0.29 + 0.03 * p.lens)
+    y = (g.v - p.ev + 0.02) / (0.155 + 0.07 * p.lens)
     xx, yy = x * x, y * y
-    r = torch.lerp((xx + yy).square_(), xx * xx + yy * yy, p.rim).sqrt_().sqrt_()
-    d, thick, on = (r - 1) * 0.11, 0.016 + 0.012 * p.rim, p.eyeglasses * (g.w > 0)
-    _paint(
-        img,
-        _rgb(0.75, 0.82, 0.9),
-        on * _edge(-d, g) * (0.1 + 0.25 * _bump((x + y * 0.6 + 0.5) * 2.2)),
-    )
-    bar = torch.minimum(thick - (g.v - p.ev - 0.03).abs_() * g.b, (x.abs() - 0.95) * 0.1)
-    rims = torch.maximum(thick - d.abs(), torch.minimum(bar, (1.01 - g.r) * g.a))
+    circle, squarish = (xx + yy).square_(), xx * xx + yy * yy
+    r = torch.lerp(circle, squarish, p.rim).sqrt_().sqrt_()
+    outside = (r - 1) * 0.11
+    thick = 0.016 + 0.012 * p.rim
+    on = p.eyeglasses * (g.w > 0)
+    reflection = 0.1 + 0.25 * _bump((x + y * 0.6 + 0.5) * 2.2)
+    _paint(img, _rgb(0.75, 0.82, 0.9), on * _edge(-outside, g) * reflection)
+    bar = thick - (g.v - p.ev - 0.03).abs_() * g.b
+    bar = torch.minimum(bar, (x.abs() - 0.95) * 0.1)
+    bar = torch.minimum(bar, (1.01 - g.r) * g.a)
+    rims = torch.maximum(thick - outside.abs(), bar)
     return _paint(img, _ramp(p.rim, RIMS), on * _edge(rims, g))
 
 
 def _hat(img, p, g):
     "A knitted cap, a baseball cap or a hat with a brim, and its shadow on the forehead."
-    wide, cap = (p.hat_style > 0.66) * 1.0, ((p.hat_style > 0.33) & (p.hat_style <= 0.66)) * 1.0
+    h, style = g.h, p.hat_style
+    wide = (style > 0.66) * 1.0
+    cap = ((style > 0.33) & (style <= 0.66)) * 1.0
     line = g.v - 0.4 - 0.05 * g.u * g.u
-    crown = (1 - _dome(g.h / 1.13, (g.q / (1.17 + 0.13 * wide)).square_())) * 0.5
-    color = _hue(p.hat_hue, 0.2 + 0.5 * p.lens, 0.2 + 0.55 * p.hat_style)
-    knit = 0.09 * (1 - wide) * (1 - cap) * (26 * g.h).sin_()
-    shade = (
-        0.6 + 0.3 * g.h * p.lx + 0.3 * (g.q - 0.4) + knit - 0.22 * _bump((line - 0.14) / 0.05)
-    ).clamp_(0.1)
-    _paint(img, _rgb(0.0, 0.0, 0.0), p.hat * 0.5 * _bump((line + 0.02) / 0.2) * g.head)
-    _paint(img, color * shade[:, None], p.hat * _edge(torch.minimum(line * g.b, crown), g))
-    x = (g.h - (0.12 + 0.25 * cap) * g.sy) / (0.8 + 0.8 * wide)
-    y = (g.v - 0.4 + 0.08 * g.h * g.h * wide) / (0.13 - 0.03 * wide)
-    brim = _edge((1 - (x * x + y * y).sqrt_()) * 0.08, g) * (wide + cap)
-    return _paint(img, color * (0.62 * shade + 0.1 * y).clamp_(0.05)[:, None], p.hat * brim)
+    top = (g.q / (1.17 + 0.13 * wide)).square_()
+    crown = (1 - _dome(h / 1.13, top)) * 0.5
+    color = _hue(p.hat_hue, 0.2 + 0.5 * p.lens, 0.2 + 0.55 * style)
+    knit = 0.09 * (1 - wide) * (1 - cap) * (26 * h).sin_()
+    seam = 0.22 * _bump((line - 0.14) / 0.05)
+    shade = (0.6 + 0.3 * h * p.lx + 0.3 * (g.q - 0.4) + knit - seam).clamp_(0.1)
+    shadow = 0.5 * _bump((line + 0.02) / 0.2)
+    _paint(img, _rgb(0.0, 0.0, 0.0), p.hat * shadow * g.head)
+    cloth = _edge(torch.minimum(line * g.b, crown), g)
+    _paint(img, color * shade[:, None], p.hat * cloth)
+    x = (h - (0.12 + 0.25 * cap) * g.sy) / (0.8 + 0.8 * wide)
+    y = (g.v - 0.4 + 0.08 * h * h * wide) / (0.13 - 0.03 * wide)
+    ellipse = 1 - (x * x + y * y).sqrt_()
+    brim = _edge(ellipse * 0.08, g) * (wide + cap)
+    lit = (0.62 * shade + 0.1 * y).clamp_(0.05)
+    return _paint(img, color * lit[:, None], p.hat * brim)
 
 # %% ../../nbs/api/data/portraits.ipynb #00000048
 LAYERS = (
