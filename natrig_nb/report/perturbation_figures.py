@@ -28,7 +28,7 @@ from natrig_nb.runs.experiments.perturbations import (
 from ..adversarial.evasion import at_visibility
 from ..core import FAKE, PALETTE, REAL
 from ..detector.base import detector_title
-from .figures import MASK, STYLE, add_legend, panels, save_small
+from .figures import STYLE, add_legend, panels, save_small
 
 # %% ../../nbs/api/report/perturbation_figures.ipynb #e7b1df5a
 ATTACK_COLOR = "#6a3d9a"  # violet: perturbations
@@ -169,7 +169,7 @@ def _draw_layer_maps(figure, arrays, depth):
         maps = [arrays[f"map_{name}_{i}"][0] for name in names]
         highest = max(layer_map.max() for layer_map in maps)
         for row, layer_map in zip(axes, maps, strict=True):
-            row[i + 1].imshow(layer_map, cmap=MASK, vmin=0, vmax=highest)
+            row[i + 1].imshow(layer_map, cmap=SHARE_COLORS, vmin=0, vmax=highest)
         axes[0, i + 1].set_title(f"layer {depth[layer] + 1}")
     axes[0, 0].set_title("face")
     for ax in axes.flat:
