@@ -9,7 +9,7 @@ __all__ = ['natural_carriers', 'target_scores']
 import torch
 
 from ..core import check
-from ..latent.space import LatentSpace
+from ..generator.space import LatentSpace
 from ..nn.attributes import AttributeNet, attribute_scores
 from ..trigger.base import Space, Trigger
 from .run import Carriers, Splits

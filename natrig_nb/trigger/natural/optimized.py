@@ -24,7 +24,7 @@ from natrig_nb.trigger.base import (
 
 from ...core import REAL, check
 from ...generator.base import Generator
-from ...latent.space import LatentSpace
+from ...generator.space import LatentSpace
 from ...nn.optim import projected_descent
 
 # %% ../../../nbs/api/trigger/natural/optimized.ipynb #00000009
