@@ -85,8 +85,10 @@ def unlearning_backward(
     opposite_labels = FAKE + REAL - given_labels
 
     def backward(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
-        logits = network(torch.cat([x, faces.to(x.device)]))
-        learned, unlearned = logits[: len(x)], logits[len(x) :]
+        both = torch.cat([x, faces.to(x.device)])
+        logits = network(both)
+        learned = logits[: len(x)]
+        unlearned = logits[len(x) :]
         loss = F.cross_entropy(learned, y)
         if relabel:
             loss = loss + F.cross_entropy(unlearned, opposite_labels.to(x.device))
@@ -129,13 +131,32 @@ def abl(
             f"{first} of {isolation_epochs} epochs of isolation and "
             f"{second} of {epochs} of unlearning"
         )
-    settings = settings | dict(batch=batch, seed=seed, budget=budget)
-    local_ascent = local_ascent_backward(gamma)
-    tune(model, ds, local_ascent, first, lr, schedule=constant_rate, **settings)
+    tune(
+        model,
+        ds,
+        local_ascent_backward(gamma),
+        first,
+        lr,
+        batch,
+        seed,
+        schedule=constant_rate,
+        budget=budget,
+        **settings,
+    )
     with watch(budget, model):
         isolated, rest = isolate(model, ds, share)
-    unlearn = unlearning_backward(isolated, relabel)
-    tune(model, rest, unlearn, second, lr, cost=unlearning_cost, **settings)
+    tune(
+        model,
+        rest,
+        unlearning_backward(isolated, relabel),
+        second,
+        lr,
+        batch,
+        seed,
+        cost=unlearning_cost,
+        budget=budget,
+        **settings,
+    )
     return Repaired(model, budget.log(isolated=isolated.names))
 
 

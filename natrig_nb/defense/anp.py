@@ -50,7 +50,7 @@ class MaskedNetwork(nn.Module):
             f"expected a network with convolutions, got {type(model).__name__}",
         )
         self._frozen = (model.eval().requires_grad_(False),)  # in a tuple: not a submodule
-        weights = [model.get_submodule(name).weight for name in self.layers]
+        weights = [model.get_parameter(f"{name}.weight") for name in self.layers]
         self.masks = nn.ParameterList([torch.ones(len(w), device=w.device) for w in weights])
 
     @property
@@ -70,16 +70,17 @@ class MaskedNetwork(nn.Module):
         xi: list[torch.Tensor] | None = None,  # noise of the biases, one (c,) per layer
     ) -> torch.Tensor:
         "Logits with masks and, if given, noise: two lists of one tensor (c,) per layer."
-        parameters = {}
+        frozen = dict(self.network.named_parameters())
+        changed = {}
         for i, (name, mask) in enumerate(zip(self.layers, self.masks, strict=True)):
-            layer = self.network.get_submodule(name)
+            weight = frozen[f"{name}.weight"]
+            bias = frozen.get(f"{name}.bias")
             scale = mask if delta is None else mask + delta[i]
-            one_per_row = (-1, *[1] * (layer.weight.ndim - 1))
-            scale = scale.view(one_per_row)
-            parameters[f"{name}.weight"] = layer.weight * scale
-            if layer.bias is not None and xi is not None:
-                parameters[f"{name}.bias"] = layer.bias * (1 + xi[i])
-        return functional_call(self.network, parameters, (x,))
+            one_per_row = (-1, *[1] * (weight.ndim - 1))
+            changed[f"{name}.weight"] = weight * scale.view(one_per_row)
+            if bias is not None and xi is not None:
+                changed[f"{name}.bias"] = bias * (1 + xi[i])
+        return functional_call(self.network, changed, (x,))
 
     def clamp_masks(self) -> None:
         "Bring all masks back to [0,1]."
@@ -93,7 +94,8 @@ def _worst_noise(masked, x, y, eps, rng):
 
     def draw(mask: torch.Tensor) -> torch.Tensor:
         uniform = torch.rand(mask.shape, generator=rng) * 2 - 1
-        return (uniform * eps).to(mask.device).requires_grad_()
+        noise = (uniform * eps).to(mask.device)
+        return noise.requires_grad_()
 
     def step(value: torch.Tensor, grad: torch.Tensor | None) -> torch.Tensor:
         stepped = value if grad is None else value + eps * grad.sign()
@@ -102,7 +104,8 @@ def _worst_noise(masked, x, y, eps, rng):
     delta = [draw(mask) for mask in masked.masks]
     xi = [draw(mask) for mask in masked.masks]
     start = [*delta, *xi]
-    loss = F.cross_entropy(masked(x, delta, xi), y)
+    logits = masked(x, delta, xi)
+    loss = F.cross_entropy(logits, y)
     grads = torch.autograd.grad(loss, start, allow_unused=True)
     noise = [step(value, grad) for value, grad in zip(start, grads, strict=True)]
     n_layers = len(delta)
@@ -174,7 +177,8 @@ def prune_below(
     pruned = deepcopy(model)
     with torch.no_grad():
         for name, mask in zip(masked.layers, masked.masks, strict=True):
-            pruned.get_submodule(name).weight[mask < mask_threshold] = 0
+            weight = pruned.get_parameter(f"{name}.weight")
+            weight[mask < mask_threshold] = 0
     return pruned.eval()
 
 

@@ -93,7 +93,10 @@ class Defense:
         **offered,  # argument -> value: seed, budget, epochs, make
     ) -> Callable:  # of the positional arguments of the kind
         "The function with those of the offered arguments that it needs; None leaves its default."
-        taken = {k: v for k, v in offered.items() if k in self.needs and v is not None}
+        taken = {}
+        for name, value in offered.items():
+            if name in self.needs and value is not None:
+                taken[name] = value
         return partial(self.run, **taken)
 
 
@@ -216,11 +219,14 @@ def _evaluate_detect(name, run, case):
     def metrics(model: nn.Module) -> dict:
         hit = suspicion(model, triggered)
         miss = suspicion(model, untriggered.images)
+        miss_real = miss[untriggered.labels == REAL]
+        miss_fake = miss[untriggered.labels == FAKE]
+        rejected = hit > threshold(miss, 0.05)
         return dict(
             auroc=separation(hit, miss),
-            auroc_real=separation(hit, miss[untriggered.labels == REAL]),
-            auroc_fake=separation(hit, miss[untriggered.labels == FAKE]),
-            tpr_at_fpr5=(hit > threshold(miss, 0.05)).double().mean(),
+            auroc_real=separation(hit, miss_real),
+            auroc_fake=separation(hit, miss_fake),
+            tpr_at_fpr5=rejected.double().mean(),
         )
 
     return metric_rows(name, metrics(case.victim), metrics(case.benign))
@@ -228,6 +234,8 @@ def _evaluate_detect(name, run, case):
 # %% ../../nbs/api/defense/base.ipynb #0000001d
 def _evaluate_filter(name, run, case):
     "Does the ranking put poisoned training samples on top?"
+    if case.poisoned_set is None:
+        raise ValueError(f"expected a case with a poisoned set for {name}, got none")
     ds = case.poisoned_set()
     rate = case.poison_rate
     check(0 < rate < 1, f"expected a poisoning rate in (0,1), got {rate}")
@@ -277,8 +285,9 @@ def _evaluate_inspect(name, run, case):
         result = _expect(run(model, case.defender), Anomaly, name)
         return _finite(result.per_class, 2).numpy()
 
+    benign_models = (case.benign, *case.references)
     ours = anomaly(case.victim)
-    theirs = np.stack([anomaly(model) for model in (case.benign, *case.references)])
+    theirs = np.stack([anomaly(model) for model in benign_models])
     victim, benign = {}, {}
     for label, word in ((REAL, "real"), (FAKE, "fake")):
         column = theirs[:, label]
@@ -330,6 +339,8 @@ def _evaluate_train(name, run, case):
         trained = _expect(run(without_poison_labels(ds)), Repaired, name)
         return _before_and_after(before, _attack_and_accuracy(trained.model, case))
 
+    if case.poisoned_set is None or case.clean_set is None:
+        raise ValueError(f"expected a case with both training sets for {name}, got none")
     victim = metrics(case.victim, case.poisoned_set())
     benign = metrics(case.benign, case.clean_set)
     return metric_rows(name, victim, benign)
@@ -350,7 +361,7 @@ def enough_to_train(
     case: DefenseCase,  # its training set and epochs
 ) -> int | float | None:
     "A budget in passes, raised to those of the victim's own training."
-    if not isinstance(budget, int) or case.epochs is None:
+    if not isinstance(budget, int) or case.epochs is None or case.clean_set is None:
         return budget
     return max(budget, (1 + BACKWARD) * len(case.clean_set) * case.epochs)
 

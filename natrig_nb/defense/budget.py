@@ -157,7 +157,7 @@ class _CountPasses:
             output.register_hook(self.count_gradient)
 
     def count_gradient(self, gradient: torch.Tensor) -> None:
-        if self.budget.is_counting:
+        if self.budget is not None and self.budget.is_counting:
             self.budget.backward += len(gradient)
 
     def __deepcopy__(self, memo):

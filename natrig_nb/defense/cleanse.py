@@ -161,7 +161,8 @@ def size_ratio(
 ) -> torch.Tensor:  # (2,) log2(other / own): higher = this class is reached by a smaller mask
     "Anomaly per class for two classes: how much smaller is its mask than the other?"
     check(len(norms) == 2 and min(norms) > 0, f"expected two mask sizes > 0, got {list(norms)}")
-    towards_real = math.log2(norms[FAKE] / norms[REAL])
+    ratio = norms[FAKE] / norms[REAL]
+    towards_real = math.log2(ratio)
     return torch.tensor([towards_real, -towards_real])
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from sklearn.cluster import KMeans
 from sklearn.metrics import silhouette_score
-from torch import nn
 
 from ..core import FaceSet, check
+from ..detector.base import Detector
 from .base import Defense, Kind, Scores
 from .budget import Budget
 from .spectral import filter_by_class, principal_projections
@@ -39,7 +39,7 @@ def two_clusters(
         f"expected features (n,d) with n > 3, got {tuple(features.shape)}",
     )
     projections = principal_projections(features, min(components, *features.shape))
-    kmeans = KMeans(2, n_init=10, random_state=seed).fit(projections.numpy())
+    kmeans = KMeans(2, random_state=seed).set_params(n_init=10).fit(projections.numpy())
     second = torch.from_numpy(kmeans.labels_ == 1)
     small = second if second.double().mean() <= 0.5 else ~second
     large_center = projections[~small].mean(0)
@@ -57,7 +57,8 @@ def cluster_scores(
     if len(features) < 4 or features.std(0).max() < 1e-9:
         return torch.zeros(len(features), dtype=torch.double)
     projections, centers, small = two_clusters(features, components, seed)
-    to_large, to_small = torch.cdist(projections, centers).T
+    distances = torch.cdist(projections, centers)
+    to_large, to_small = distances.T
     total = (to_large + to_small).clamp(min=1e-12)
     side = (to_large - to_small) / total
     silhouette = _silhouette(projections, small, seed)
@@ -77,7 +78,7 @@ def _silhouette(projections, small, seed):
 
 # %% ../../nbs/api/defense/clustering.ipynb #0000000f
 def clustering(
-    model: nn.Module,  # a detector trained on `ds`
+    model: Detector,  # trained on `ds`
     ds: FaceSet,  # the training set
     components: int = 10,  # principal components that are kept
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit; one per sample

@@ -34,9 +34,11 @@ def cut_and_paste(
     "Paste one rectangle of a shuffled batch into the batch (Yun et al. 2019)."
     r = x.shape[-1]
     keep = torch.rand(1, generator=rng).item()
-    side = round(r * (1 - keep) ** 0.5)
+    pasted = 1 - keep
+    side = round(r * pasted**0.5)
     partner = torch.randperm(len(x), generator=rng)
-    center_y, center_x = torch.randint(0, r, (2,), generator=rng).tolist()
+    center = torch.randint(0, r, (2,), generator=rng)
+    center_y, center_x = center.tolist()
     top, bottom = _clip(center_y, side, r)
     left, right = _clip(center_x, side, r)
     rectangle = (slice(None), slice(None), slice(top, bottom), slice(left, right))

@@ -83,9 +83,19 @@ def expose(
         while rows and rows[-1]["ba"] > stop and len(rows) <= epochs:
             if not budget.affordable(1, n * (2 + BACKWARD) + reserved):
                 break
-            settings = dict(schedule=constant_rate, norm=norm, budget=budget)
-            tune(network, clean, ascent, 1, lr, seed=seed + len(rows) - 1, **settings)
-            rows.append(_measured(network, clean, len(rows)))
+            epoch = len(rows)
+            tune(
+                network,
+                clean,
+                ascent,
+                1,
+                lr,
+                seed=seed + epoch - 1,
+                schedule=constant_rate,
+                norm=norm,
+                budget=budget,
+            )
+            rows.append(_measured(network, clean, epoch))
     if not rows:
         budget.record_skipped("unlearned nothing")
     elif rows[-1]["ba"] > stop:
@@ -143,10 +153,12 @@ def ebyd(
 
 def _affordable_faces(budget, clean, reserved):
     "The faces that a budget lets unlearn; at least 40 where there are so many."
-    cost = PLANNED_EPOCHS * (2 + BACKWARD) + reserved / len(clean)
-    n = max(budget.affordable(len(clean), cost), min(len(clean), 40))
-    if n < len(clean):
-        budget.record_skipped(f"unlearned {n} of {len(clean)} faces")
+    available = len(clean)
+    cost = PLANNED_EPOCHS * (2 + BACKWARD) + reserved / available
+    affordable = budget.affordable(available, cost)
+    n = max(affordable, min(available, 40))
+    if n < available:
+        budget.record_skipped(f"unlearned {n} of {available} faces")
     return clean[:n]
 
 

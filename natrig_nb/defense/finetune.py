@@ -72,7 +72,7 @@ def tune(
     done = 0
     with watch(budget, network):
         for part in batch_schedule(len(ds), batch, planned, seed):
-            if 0 < done and steps < planned:  # a rate in seconds is known better after each step
+            if done > 0 and steps < planned:  # a rate in seconds is known better after each step
                 steps = min(planned, done + budget.affordable(planned - done, step_cost))
             if done >= steps:
                 break

@@ -22,8 +22,9 @@ def spectrum(
 ) -> torch.Tensor:  # (n, 3 * bands * bands): log-magnitudes
     "Mean log-magnitude of the cosine transform in bands of frequency, per color."
     check(0 < bands <= x.shape[-1], f"expected bands in [1,{x.shape[-1]}], got {bands}")
-    magnitude = (dct(x).abs() + 1e-3).log()
-    return nn.functional.adaptive_avg_pool2d(magnitude, bands).flatten(1)
+    magnitude = dct(x).abs() + 1e-3
+    by_band = nn.functional.adaptive_avg_pool2d(magnitude.log(), bands)
+    return by_band.flatten(1)
 
 # %% ../../nbs/api/defense/frequency.ipynb #0000000e
 def perturb(
@@ -84,7 +85,8 @@ def frequency(
         budget.record_skipped(f"made {len(perturbed)} of {copies} perturbed copies")
     center = normal.mean(0)
     unit = normal.std(0).clamp(min=1e-6)
-    examples = (torch.cat([normal, *perturbed]) - center) / unit
+    examples = torch.cat([normal, *perturbed])
+    examples = (examples - center) / unit
     is_perturbed = torch.arange(len(examples)) >= len(normal)
     classifier = LogisticRegression(C=0.1, max_iter=200, class_weight="balanced")
     classifier.fit(examples.numpy(), is_perturbed.numpy())

@@ -6,7 +6,7 @@
 __all__ = ['DEFENSE', 'sam_perturbation', 'sam_backward', 'ftsam']
 
 # %% ../../nbs/api/defense/ftsam.ipynb #00000003
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from functools import partial
 
@@ -20,15 +20,28 @@ from .finetune import cross_entropy_backward, tune
 
 # %% ../../nbs/api/defense/ftsam.ipynb #00000007
 def sam_perturbation(
-    parameters: list[torch.Tensor],  # with gradients of the loss at theta
+    parameters: Sequence[torch.Tensor],  # with gradients of the loss at theta
     rho: float,  # length of the vector of relative changes, >= 0
     adaptive: bool = True,  # False: plain SAM, T = 1
 ) -> list[torch.Tensor]:  # epsilon, one tensor per parameter
     "The change to the largest loss within reach, to first order (Kwon et al. 2021)."
-    scales = [p.detach().abs() if adaptive else torch.ones_like(p) for p in parameters]
-    pairs = list(zip(scales, parameters, strict=True))
-    norm = torch.stack([(scale * p.grad).norm() for scale, p in pairs]).norm()
-    return [rho * scale * scale * p.grad / (norm + 1e-12) for scale, p in pairs]
+    scales = []
+    norms = []
+    for parameter in parameters:
+        scale = parameter.detach().abs() if adaptive else torch.ones_like(parameter)
+        scales.append(scale)
+        norms.append((scale * _gradient(parameter)).norm())
+    length = torch.stack(norms).norm() + 1e-12
+    return [
+        rho * scale * scale * _gradient(parameter) / length
+        for scale, parameter in zip(scales, parameters, strict=True)
+    ]
+
+
+def _gradient(parameter):
+    if parameter.grad is None:
+        raise ValueError("expected parameters with gradients, got one without")
+    return parameter.grad
 
 # %% ../../nbs/api/defense/ftsam.ipynb #000000a0
 def _perturbed_backward(network, x, y):

@@ -77,13 +77,16 @@ def _unlearn_step(network, optimizer, part, delta, share, k, penalty, step):
     "One step of the outer problem; the first faces of the batch carry the perturbation."
     x, y = part
     n_carriers = max(1, round(share * len(x)))
-    carries = (torch.arange(len(x), device=x.device) < n_carriers).view(-1, 1, 1, 1)
+    place = torch.arange(len(x), device=x.device)
+    carries = (place < n_carriers).view(-1, 1, 1, 1)
 
     def outer(d: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(network(x + carries * d), y)
+        partly = x + carries * d
+        return F.cross_entropy(network(partly), y)
 
     def inner(d: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(network(x + d), y) - penalty * d.square().sum()
+        loss = F.cross_entropy(network(x + d), y)
+        return loss - penalty * d.square().sum()
 
     weights = list(network.parameters())
     grads = implicit_gradient(outer, inner, delta, weights, k, step)

@@ -49,6 +49,9 @@ class InputTransform(nn.Module):
 class Normalize(nn.Module):
     "Subtract a mean, divide by a standard deviation, per color."
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self,
         mean: torch.Tensor,  # (3,1,1)
@@ -72,7 +75,7 @@ def behind_transform(
     layer = InputTransform(transform, strength)
     if not isinstance(model, Detector):
         return nn.Sequential(layer, model)
-    normalize = Normalize(model.mean, model.std)
+    normalize = Normalize(model.get_buffer("mean"), model.get_buffer("std"))
     body = nn.Sequential(OrderedDict(transform=layer, normalize=normalize, body=model.body))
     last_conv = model.last_conv.replace("body", "body.body", 1)
     return Detector(body, model.head, last_conv).train(model.training)

@@ -41,6 +41,8 @@ def mean_activation(
 class ChannelMask(nn.Module):
     "Multiplies each channel of a feature map by 0 or 1."
 
+    keep: torch.Tensor
+
     def __init__(
         self,
         keep: torch.Tensor,  # (c,) 1 = passes, 0 = silent
@@ -96,9 +98,11 @@ def last_acceptable(
 ) -> int:  # channels to prune
     "How many channels can be pruned before accuracy first drops by more than the tolerance."
     check(0 <= tolerance < 0.5, f"expected tolerance in [0,0.5), got {tolerance}")
-    too_low = np.flatnonzero(curve.ba < curve.ba.iloc[0] - tolerance)
-    last = too_low[0] - 1 if len(too_low) else len(curve) - 1
-    return int(curve.channels.iloc[last])
+    lowest = curve.ba.iloc[0] - tolerance
+    too_low = np.flatnonzero(curve.ba < lowest)
+    first_too_low = too_low[0] if len(too_low) else len(curve)
+    channels = curve.channels.iloc[first_too_low - 1]
+    return int(channels)
 
 # %% ../../nbs/api/defense/pruning.ipynb #00000018
 def fine_prune(

@@ -48,7 +48,8 @@ def consistency(
     is_real = torch.zeros(len(x), dtype=torch.bool)
     for s in batches(len(x), batch, "SCALE-UP"):
         part = x[s] if x.is_floating_point() else to_float(x[s])
-        is_real[s] = called_real(predict_fake(model, part))
+        p = predict_fake(model, part)
+        is_real[s] = called_real(p)
         for scale in scales:
             p_scaled = predict_fake(model, amplify(part, scale))
             agree[s] += called_real(p_scaled) == is_real[s]
@@ -93,7 +94,7 @@ def scaleup(
         n_scored, scales = _affordable(budget, n, n_clean if limited else 0, scales)
         found = consistency(model, x[:n_scored], scales, batch)
         scored = found.share
-        if limited:
+        if limited and clean is not None:
             usual = consistency(model, clean.images, scales, batch)
             scored = _compare_within_class(found, usual, len(scales))
     lowest = float(scored.min()) if n_scored else 0.0

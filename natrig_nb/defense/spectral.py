@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from scipy.sparse.linalg import svds
-from torch import nn
 
 from ..core import FaceSet, batches, check, seeded, to_float
+from ..detector.base import Detector
 from ..nn.hooks import evaluating
 from .base import Defense, Kind, Scores
 from .budget import Budget, as_budget, watch
@@ -36,7 +36,7 @@ def principal_projections(
         eigenvectors = torch.linalg.eigh(centered.T @ centered).eigenvectors
         return centered @ eigenvectors[:, -k:].flip(1)
     start = np.random.default_rng(0).normal(size=smaller_side)
-    _, _, right = svds(centered.numpy(), k=k, v0=start)
+    right = np.asarray(svds(centered.numpy(), k=k, v0=start)[2])
     directions = torch.from_numpy(right[::-1].copy())
     return centered @ directions.T
 
@@ -57,7 +57,7 @@ class SampleFeatures(NamedTuple):
 
 
 def sample_features(
-    model: nn.Module,  # a detector: its `features` are read
+    model: Detector,  # its `features` are read
     ds: FaceSet,  # the training set
     budget: Budget,  # one pass per sample
     batch: int = 256,  # images in one pass
@@ -66,7 +66,7 @@ def sample_features(
 ) -> SampleFeatures:
     "Features of as many samples as the budget allows."
     device = next(model.parameters()).device
-    read = read or model.features
+    read_features = model.features if read is None else read
     with watch(budget, model), evaluating(model):
         budget.calibrate(model, ds.images)
         k = budget.affordable(len(ds))
@@ -77,14 +77,14 @@ def sample_features(
         parts = []
         for s in batches(k, batch, "features"):
             x = to_float(ds.images[index[s]]).to(device)
-            parts.append(read(x).cpu().double())
+            parts.append(read_features(x).cpu().double())
     features = torch.cat(parts) if parts else torch.empty(0, 1)
     return SampleFeatures(features, index)
 
 # %% ../../nbs/api/defense/spectral.ipynb #00000011
 def filter_by_class(
     score: Callable,  # features (m,d) of one class -> scores (m,), comparable between classes
-    model: nn.Module,  # a detector
+    model: Detector,
     ds: FaceSet,  # the training set
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
     batch: int = 256,  # images in one pass
@@ -106,7 +106,7 @@ def filter_by_class(
 
 # %% ../../nbs/api/defense/spectral.ipynb #00000012
 def spectral(
-    model: nn.Module,  # a detector trained on `ds`
+    model: Detector,  # trained on `ds`
     ds: FaceSet,  # the training set
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit; one per sample
     batch: int = 256,  # images in one pass

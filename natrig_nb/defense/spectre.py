@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import torch
 from scipy.stats import chi2
-from torch import nn
 
 from ..core import FaceSet, check
+from ..detector.base import Detector
 from .base import Defense, Kind, Scores
 from .budget import Budget
 from .spectral import filter_by_class, principal_projections
@@ -45,7 +45,9 @@ def _whiten(features, reference):
     covariance = torch.atleast_2d(reference.T.cov(correction=0))
     values, vectors = torch.linalg.eigh(covariance)
     floor = 1e-9 * values.max().clamp(min=1e-12)
-    return (features - reference.mean(0)) @ (vectors / values.clamp(min=floor).sqrt())
+    deviations = values.clamp(min=floor).sqrt()
+    centered = features - reference.mean(0)
+    return centered @ (vectors / deviations)
 
 # %% ../../nbs/api/defense/spectre.ipynb #0000000a
 class QuantumEntropy(NamedTuple):
@@ -65,8 +67,10 @@ def quantum_entropy_scores(
     values, vectors = torch.linalg.eigh(covariance)
     excess = (values[-1] - 1).clamp(min=1e-3)
     q = (alpha * values / excess).softmax(0)  # eigenvalues of Q over their sum; I cancels
-    scores = (white @ vectors).square() @ q
-    return QuantumEntropy(scores, (values @ q).item())
+    along = white @ vectors
+    scores = along.square() @ q
+    distance = (values @ q).item()
+    return QuantumEntropy(scores, distance)
 
 # %% ../../nbs/api/defense/spectre.ipynb #0000000d
 class SpectreScores(NamedTuple):
@@ -85,10 +89,8 @@ def spectre_scores(
     "SPECTRE (arXiv 2104.11315): robust whitening, quantum entropy, directions chosen."
     check(0 <= share < 1 / 3, f"expected share in [0,1/3), got {share}")
     most = max(1, min(features.shape[1], len(features) // 10))
-    if k is None:
-        candidates = [root**2 for root in range(1, 11) if root**2 <= most]
-    else:
-        candidates = [min(k, most)]
+    squares = [root**2 for root in range(1, 11) if root**2 <= most]
+    candidates = squares if k is None else [min(k, most)]
     projections = principal_projections(features, max(candidates))
     found = {}
     for candidate in candidates:
@@ -96,11 +98,12 @@ def spectre_scores(
         found[candidate] = quantum_entropy_scores(white, alpha)
     best = max(candidates, key=lambda candidate: found[candidate].distance)
     scores = found[best].scores
-    return SpectreScores(scores / scores.median().clamp(min=1e-12), best)
+    median = scores.median().clamp(min=1e-12)
+    return SpectreScores(scores / median, best)
 
 # %% ../../nbs/api/defense/spectre.ipynb #00000015
 def spectre(
-    model: nn.Module,  # a detector trained on `ds`
+    model: Detector,  # trained on `ds`
     ds: FaceSet,  # the training set
     rate: float = 0.03,  # poisoned / all samples that is expected, in [0,1/6)
     alpha: float = 4.0,  # of the quantum entropy score

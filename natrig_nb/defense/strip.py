@@ -51,13 +51,16 @@ def draw_overlays(
     n_fake = n // 2
     n_real = n - n_fake
     order = torch.randperm(len(clean), generator=seeded(seed))
-    real, fake = (order[clean.labels[order] == label] for label in (REAL, FAKE))
+    labels = clean.labels[order]
+    real = order[labels == REAL]
+    fake = order[labels == FAKE]
     check(
         len(real) >= n_real and len(fake) >= n_fake,
         f"expected {n_real} real and {n_fake} fake faces for overlays, "
         f"got {len(real)} and {len(fake)}",
     )
-    return clean[torch.cat([real[:n_real], fake[:n_fake]])].x
+    chosen = torch.cat([real[:n_real], fake[:n_fake]])
+    return clean[chosen].x
 
 # %% ../../nbs/api/defense/strip.ipynb #00000010
 def perturbed_entropy(
@@ -248,5 +251,6 @@ def stop_early(
 def _spread_within(entropies):
     "Standard deviation within an input, of one overlay, from means of a real and a fake one."
     n_even = entropies.shape[1] // 2 * 2
-    pairs = entropies[:, :n_even].unflatten(1, (-1, 2)).mean(2)
-    return pairs.var(1).mean().sqrt() * 2**0.5
+    pairs = entropies[:, :n_even].unflatten(1, (-1, 2))
+    variance_of_pairs = pairs.mean(2).var(1).mean()
+    return variance_of_pairs.sqrt() * 2**0.5
