@@ -2,14 +2,14 @@
 
 # %% auto #0
 __all__ = ['N_TRANSFORMED', 'N_BENIGN_ANSWERS', 'SHARED_KINDS', 'Cell', 'generator_label', 'case_columns', 'identity',
-           'make_carriers', 'load_carriers', 'carriers_artifact', 'metric_row', 'attack_rows', 'transform_rows',
-           'measure_attack', 'found_columns', 'attack_measurement', 'trigger_source', 'attack_artifacts',
-           'make_inspection', 'load_inspection', 'inspection_artifact', 'run_function', 'same_weights', 'is_benign',
-           'sharing_benign_answers', 'with_known_answers', 'defense_case', 'measure_defense', 'defense_row',
-           'defense_settings', 'defense_columns', 'defense_functions', 'defense_measurement', 'inspection_of',
-           'reference_artifacts', 'measurements_of']
+           'defense_of', 'make_carriers', 'load_carriers', 'carriers_artifact', 'metric_row', 'attack_rows',
+           'transform_rows', 'measure_attack', 'found_columns', 'attack_measurement', 'trigger_source',
+           'attack_artifacts', 'make_inspection', 'detail_tensors', 'load_inspection', 'inspection_artifact',
+           'run_function', 'same_weights', 'is_benign', 'sharing_benign_answers', 'with_known_answers', 'defense_case',
+           'measure_defense', 'defense_row', 'defense_settings', 'defense_columns', 'defense_functions',
+           'defense_measurement', 'inspection_of', 'reference_artifacts', 'measurements_of']
 
-# %% ../../nbs/api/runs/measurements.ipynb #0673f306
+# %% ../../nbs/api/runs/measurements.ipynb #326653ea
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +31,14 @@ from natrig_nb.defense.base import (
     defense_specs,
     evaluate,
 )
+from natrig_nb.runs.config import (
+    DataConfig,
+    EvaluationConfig,
+    GeneratorConfig,
+    RunConfig,
+    TriggerConfig,
+    VictimConfig,
+)
 from natrig_nb.runs.preparation import (
     Recipes,
     generator_code,
@@ -38,6 +46,7 @@ from natrig_nb.runs.preparation import (
     generator_settings,
     load_splits,
     load_trigger,
+    looked_up,
     once,
     open_generator,
     recipe,
@@ -62,14 +71,13 @@ from natrig_nb.runs.victims import (
 from ..attack.carriers import natural_carriers
 from ..attack.run import Carriers, Splits, measure
 from ..attack.visibility import TRANSFORMS, asr_under_transforms
-from ..core import FaceSet, load_tensors, resolve, save_tensors
+from ..core import FaceSet, digest, load_tensors, resolve, save_tensors
 from ..nn.attributes import load_attributes
-from .artifacts import Artifact
-from .config import DataConfig, GeneratorConfig, RunConfig, TriggerConfig, as_dict
+from .artifacts import Artifact, plain
 from .results import as_detail
 from .run import Measurement
 
-# %% ../../nbs/api/runs/measurements.ipynb #b653bd12
+# %% ../../nbs/api/runs/measurements.ipynb #fba95c96
 @dataclass(frozen=True)
 class Cell:
     "One attack, alone or with a defense."
@@ -86,7 +94,7 @@ def generator_label(generator: GeneratorConfig) -> str:
     return "given" if generator.fakes else Path(generator.generator).stem
 
 
-def case_columns(cell: Cell, experiment: str) -> dict[str, Any]:
+def case_columns(recipes: Recipes, cell: Cell, experiment: str) -> dict[str, Any]:
     "What the table says about a cell before anything is computed."
     cfg = cell.cfg
     return {
@@ -97,16 +105,22 @@ def case_columns(cell: Cell, experiment: str) -> dict[str, Any]:
         "label": cfg.attack.label_mode,
         "rate": cfg.attack.poison_rate,
         "strength": cell.strength,
-        "detector": victim_label(cfg.victim, cfg.data.resolution),
+        "detector": looked_up(recipes, victim_label, cfg.victim, cfg.data.resolution),
         "seed": cell.seed,
         "defense": cell.defense,
     }
 
 
-def identity(cfg: RunConfig, *parts: str) -> dict[str, Any]:
-    "Parts of the settings that tell one cell from another beside its columns."
-    known = as_dict(cfg)
-    return {part: known[part] for part in parts}
+def identity(
+    *parts: Any,  # of the settings: dataclasses
+) -> str:  # 16 hexadecimal digits
+    "Digest of the settings that tell one cell from another beside its columns."
+    return digest(plain(list(parts)))
+
+
+def defense_of(name: str) -> Defense:
+    "The defense of that name."
+    return defense_specs()[name]
 
 # %% ../../nbs/api/runs/measurements.ipynb #585d721b
 def make_carriers(
@@ -157,7 +171,7 @@ def carriers_artifact(
     settings |= generator_settings(generator)
     return recipe("carriers", make_carriers, inputs, settings, generator_code(generator))
 
-# %% ../../nbs/api/runs/measurements.ipynb #0eba6aa5
+# %% ../../nbs/api/runs/measurements.ipynb #b727c3fa
 N_TRANSFORMED = 300  # triggered fakes whose success is measured after image transforms
 
 
@@ -238,9 +252,10 @@ def attack_measurement(recipes: Recipes, cell: Cell, experiment: str) -> Measure
         visibility_artifact(recipes, *source),
         carriers_artifact(recipes, *source, share),
     )
-    known = identity(cfg, "data", "generator", "triggers", "victim", "evaluation")
-    known["evaluation"].pop("seeds")
-    return Measurement(case_columns(cell, experiment), measure_attack, known, inputs, (), "attack")
+    parts = (cfg.data, cfg.generator, cfg.triggers, cfg.victim, EvaluationConfig(1, share))
+    settings = {"identity": looked_up(recipes, identity, *parts)}
+    columns = case_columns(recipes, cell, experiment)
+    return Measurement(columns, measure_attack, settings, inputs, (), "attack")
 
 
 def trigger_source(cell: Cell) -> tuple:
@@ -264,7 +279,7 @@ def attack_artifacts(recipes: Recipes, cell: Cell) -> tuple[Artifact, ...]:
         poisoned_artifact(recipes, data, generator, triggers, cfg.attack, *name, cell.seed),
     )
 
-# %% ../../nbs/api/runs/measurements.ipynb #3fe4a2b9
+# %% ../../nbs/api/runs/measurements.ipynb #3b98f001
 def make_inspection(
     folder: Path,
     splits: Path,
@@ -277,9 +292,22 @@ def make_inspection(
     "Ask an inspection about one detector."
     run = defense_specs()[defense].bind(seed=seed, budget=budget)
     found = run(load_model(model), load_splits(splits).defender)
-    tensors = {"per_class": found.per_class.double()}
-    tensors |= {k: v for k, v in found.log.details.items() if isinstance(v, torch.Tensor)}
+    tensors = {"per_class": found.per_class.double(), **detail_tensors(found.log.details)}
     save_tensors(folder / "anomaly.safetensors", tensors)
+
+
+def detail_tensors(details: dict[str, Any]) -> dict[str, torch.Tensor]:
+    "The tensors in a defense's log; those of a list of results are stacked, field by field."
+    tensors: dict[str, torch.Tensor] = {}
+    for name, value in details.items():
+        if isinstance(value, torch.Tensor):
+            tensors[name] = value
+        if isinstance(value, list) and value and hasattr(value[0], "_fields"):
+            for field in value[0]._fields:
+                parts = [getattr(each, field) for each in value]
+                if all(isinstance(part, torch.Tensor) for part in parts):
+                    tensors[f"{name}.{field}"] = torch.stack(parts)
+    return tensors
 
 
 def load_inspection(folder: Path) -> dict[str, torch.Tensor]:  # per_class (2,), and details
@@ -299,7 +327,7 @@ def inspection_artifact(
     "The answer of an inspection about one detector."
     inputs: dict[str, Artifact | Path | None] = {"splits": splits, "model": model}
     settings = {"defense": defense, "seed": seed, "budget": budget}
-    code = (run_function(defense_specs()[defense]),)
+    code = (run_function(looked_up(recipes, defense_of, defense)),)
     return recipe(defense, make_inspection, inputs, settings, code)
 
 
@@ -361,7 +389,7 @@ def with_known_answers(
 
     return replace(defense, run=run)
 
-# %% ../../nbs/api/runs/measurements.ipynb #b8f9734c
+# %% ../../nbs/api/runs/measurements.ipynb #9f618a76
 def defense_case(
     settings: dict[str, Any],  # of the measurement
     splits: Path,
@@ -425,31 +453,36 @@ def defense_row(row: MetricRow) -> dict[str, Any]:
     return metric_row(row.metric, row.value, benign)
 
 
-def defense_settings(cell: Cell, n_references: int) -> dict[str, Any]:
+def defense_settings(recipes: Recipes, cell: Cell, n_references: int) -> dict[str, Any]:
     "Settings of the measurement of a defense."
     cfg = cell.cfg
-    takes_budget = "budget" in defense_specs()[cell.defense].needs
+    parts = (cfg.data, cfg.generator, cfg.triggers, cfg.victim)
+    takes_budget = "budget" in looked_up(recipes, defense_of, cell.defense).needs
+    resolution = cfg.data.resolution
     return {
-        **identity(cfg, "data", "generator", "triggers", "victim"),
+        "identity": looked_up(recipes, identity, *parts),
         "defense": cell.defense,
         "seed": cell.seed,
         "budget": cfg.defenses.budget if takes_budget else None,
         "n_inputs": cfg.defenses.n_inputs,
         "n_references": n_references,
         "rate": cfg.attack.poison_rate,
-        "training": training_settings(cfg.victim, cfg.data.resolution, cell.seed),
+        "training": looked_up(recipes, training_settings, cfg.victim, resolution, cell.seed),
     }
 
 
-def defense_columns(cell: Cell, experiment: str, settings: dict[str, Any]) -> dict[str, Any]:
+def defense_columns(
+    recipes: Recipes, cell: Cell, experiment: str, settings: dict[str, Any]
+) -> dict[str, Any]:
     "What the table says about a defense's cell before anything is computed."
     named = {"budget": settings["budget"], "references": settings["n_references"] or None}
-    return case_columns(cell, experiment) | {"detail": as_detail(named)}
+    return case_columns(recipes, cell, experiment) | {"detail": as_detail(named)}
 
 
-def defense_functions(cell: Cell) -> tuple[Callable, ...]:
+def defense_functions(recipes: Recipes, cell: Cell) -> tuple[Callable, ...]:
     "Functions found by name whose code counts for a defense's cell."
-    return run_function(defense_specs()[cell.defense]), *detector_code(cell.cfg.victim)
+    defense = looked_up(recipes, defense_of, cell.defense)
+    return run_function(defense), *looked_up(recipes, detector_code, cell.cfg.victim)
 
 
 def defense_measurement(
@@ -460,30 +493,31 @@ def defense_measurement(
 ) -> Measurement:
     "The measurement of a defense against an attack."
     artifacts = attack_artifacts(recipes, cell)
-    spec = defense_specs()[cell.defense]
+    spec = looked_up(recipes, defense_of, cell.defense)
     if spec.kind != Kind.INSPECT:
         n_references = 0
-    settings = defense_settings(cell, n_references)
+    settings = defense_settings(recipes, cell, n_references)
     further: tuple[Artifact, ...] = ()
     if spec.kind == Kind.INSPECT:
         references = reference_artifacts(recipes, cell, n_references)
         asked = (artifacts[2], artifacts[1], *references)
         further = (*references, *(inspection_of(recipes, cell, model) for model in asked))
     return Measurement(
-        defense_columns(cell, experiment, settings),
+        defense_columns(recipes, cell, experiment, settings),
         measure_defense,
         settings,
         (*artifacts, *further),
-        defense_functions(cell),
+        defense_functions(recipes, cell),
         cell.defense,
     )
 
 
 def inspection_of(recipes: Recipes, cell: Cell, model: Artifact) -> Artifact:
     "The answer of a cell's inspection about one detector."
-    spec, splits = defense_specs()[cell.defense], attack_artifacts(recipes, cell)[0]
-    seed = cell.seed if "seed" in spec.needs else None
-    budget = defense_settings(cell, 0)["budget"]
+    cfg, needs = cell.cfg, looked_up(recipes, defense_of, cell.defense).needs
+    splits = splits_artifact(recipes, cfg.data, cfg.generator)
+    seed = cell.seed if "seed" in needs else None
+    budget = cfg.defenses.budget if "budget" in needs else None
     return inspection_artifact(recipes, splits, model, cell.defense, seed, budget)
 
 

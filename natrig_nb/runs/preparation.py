@@ -2,15 +2,15 @@
 
 # %% auto #0
 __all__ = ['PORTRAIT_SEED', 'PORTRAITS_PER_PART', 'SETS', 'save_state', 'load_state', 'faces_state', 'faces_from', 'Recipes',
-           'once', 'recipe', 'call_by_name', 'optional_path', 'make_portraits', 'portraits_artifact', 'make_faces',
-           'load_faces', 'faces_artifact', 'make_population', 'load_population', 'population_artifact',
+           'once', 'looked_up', 'recipe', 'call_by_name', 'optional_path', 'make_portraits', 'portraits_artifact',
+           'make_faces', 'load_faces', 'faces_artifact', 'make_population', 'load_population', 'population_artifact',
            'sampling_settings', 'offers_latents', 'generator_file', 'generator_settings', 'open_generator',
            'generator_code', 'latents_state', 'latents_from', 'save_splits', 'load_splits', 'make_fakes',
            'splits_artifact', 'make_quality', 'quality_artifact', 'make_substitute', 'substitute_artifact',
            'make_directions', 'load_directions', 'directions_artifact', 'available_triggers', 'make_trigger',
            'load_trigger', 'trigger_artifact']
 
-# %% ../../nbs/api/runs/preparation.ipynb #8fbf5ce0
+# %% ../../nbs/api/runs/preparation.ipynb #d24ef710
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,13 +41,13 @@ from ..generator.base import Generator, render
 from ..generator.diffusion import Latents
 from ..generator.load import generator_kind, load_generator
 from ..latent.directions import Directions, find_directions
-from ..latent.space import LatentSpace
+from ..generator.space import LatentSpace
 from ..metrics import frechet, precision_recall
 from ..nn.attributes import attribute_features, attribute_scores, load_attributes
 from .artifacts import Artifact, plain
 from .config import DataConfig, GeneratorConfig, RunConfig, TriggerConfig, from_dict
 
-# %% ../../nbs/api/runs/preparation.ipynb #e7d734c3
+# %% ../../nbs/api/runs/preparation.ipynb #43e898e4
 def save_state(
     path: Path,  # the .safetensors file
     state: Any,  # nested dicts and lists of plain values and tensors
@@ -94,9 +94,9 @@ def faces_from(state: dict[str, Any]) -> FaceSet:
     "Inverse of `faces_state`."
     return FaceSet(state["images"], state["labels"], names=np.array(state["names"]))
 
-# %% ../../nbs/api/runs/preparation.ipynb #c78851c3
+# %% ../../nbs/api/runs/preparation.ipynb #6df5e7d0
 class Recipes(dict):
-    "Artifacts described so far, by what describes them."
+    "Artifacts described so far, and names looked up on the way, by what describes them."
 
 
 def once(describe: Callable[..., Artifact]) -> Callable[..., Artifact]:
@@ -110,6 +110,18 @@ def once(describe: Callable[..., Artifact]) -> Callable[..., Artifact]:
         return recipes[name]
 
     return known
+
+
+def looked_up(
+    recipes: Recipes,
+    find: Callable,  # a function of plain arguments
+    *arguments: Any,  # hashable
+) -> Any:
+    "The result of a function that is asked the same for many cells."
+    name = (find.__qualname__, *arguments)
+    if name not in recipes:
+        recipes[name] = find(*arguments)
+    return recipes[name]
 
 
 def recipe(
@@ -164,7 +176,7 @@ def portraits_artifact(recipes: Recipes, resolution: int, start: int, stop: int)
     settings = {"resolution": resolution, "start": start, "stop": stop}
     return recipe("portraits", make_portraits, {}, settings)
 
-# %% ../../nbs/api/runs/preparation.ipynb #0d24a507
+# %% ../../nbs/api/runs/preparation.ipynb #ed800429
 def make_faces(
     folder: Path,
     faces: Path
@@ -286,7 +298,7 @@ def generator_code(generator: GeneratorConfig) -> tuple[Callable, ...]:
     "Code that a generator is made of, which no import statement names."
     return (generator_kind(generator.generator).load,)
 
-# %% ../../nbs/api/runs/preparation.ipynb #155d53e3
+# %% ../../nbs/api/runs/preparation.ipynb #26225cad
 def latents_state(latents: torch.Tensor | Latents | None) -> Any:
     "Latents of any generator as nested values."
     if latents is None or isinstance(latents, torch.Tensor):

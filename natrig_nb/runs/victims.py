@@ -6,7 +6,7 @@ __all__ = ['detector_settings', 'victim_label', 'untrained_detector', 'train_and
            'rendering_recipe', 'triggered_artifact', 'make_visibility', 'visibility_artifact', 'make_poisoned',
            'load_poisoned', 'poisoned_artifact', 'make_victim', 'victim_artifact']
 
-# %% ../../nbs/api/runs/victims.ipynb #b1a81261
+# %% ../../nbs/api/runs/victims.ipynb #16dbf382
 import json
 import re
 from collections.abc import Callable
@@ -42,6 +42,7 @@ from natrig_nb.runs.preparation import (
     load_population,
     load_splits,
     load_trigger,
+    looked_up,
     once,
     open_generator,
     population_artifact,
@@ -142,7 +143,7 @@ def benign_artifact(
     kind = kind_of("benign", victim_label(victim, data.resolution))
     return recipe(kind, make_benign, inputs, settings, detector_code(victim))
 
-# %% ../../nbs/api/runs/victims.ipynb #5baedfee
+# %% ../../nbs/api/runs/victims.ipynb #00595bdf
 def make_triggered(
     folder: Path,
     splits: Path,
@@ -183,8 +184,8 @@ def rendering_recipe(
     if generator.fakes:
         return inputs, {}, trigger.code
     inputs["generator"] = generator_file(generator)
-    code = (*trigger.code, *generator_code(generator))
-    return inputs, generator_settings(generator), code
+    code = (*trigger.code, *looked_up(recipes, generator_code, generator))
+    return inputs, looked_up(recipes, generator_settings, generator), code
 
 
 @once
@@ -238,7 +239,7 @@ def visibility_artifact(
         inputs["attribute_net"] = resolve(data.attribute_net)
     return recipe("visibility", make_visibility, inputs)
 
-# %% ../../nbs/api/runs/victims.ipynb #1b47c17e
+# %% ../../nbs/api/runs/victims.ipynb #fa028cf4
 def make_poisoned(
     folder: Path,
     splits: Path,
@@ -299,7 +300,7 @@ def poisoned_artifact(
     "The poisoned samples of one attack."
     trigger = trigger_artifact(recipes, data, generator, triggers, name, strength)
     inputs, settings, code = rendering_recipe(recipes, data, generator, trigger)
-    spec = available_triggers(triggers, generator)[name]
+    spec = looked_up(recipes, available_triggers, triggers, generator)[name]
     if attack.label_mode == "clean-hardened":
         inputs["substitute"] = substitute_artifact(recipes, data, generator)
     settings = {
@@ -311,7 +312,7 @@ def poisoned_artifact(
     }
     return recipe("poisoned", make_poisoned, inputs, settings, code)
 
-# %% ../../nbs/api/runs/victims.ipynb #915aea0c
+# %% ../../nbs/api/runs/victims.ipynb #5ff4b894
 def make_victim(folder: Path, splits: Path, poisoned: Path, **settings) -> None:
     "Train on poisoned data."
     train_and_save(folder, load_poisoned(poisoned, load_splits(splits).train), **settings)
@@ -336,6 +337,7 @@ def victim_artifact(
             recipes, data, generator, triggers, attack, name, strength, seed
         ),
     }
-    settings = training_settings(victim, data.resolution, seed)
-    kind = kind_of("victim", victim_label(victim, data.resolution))
-    return recipe(kind, make_victim, inputs, settings, detector_code(victim))
+    settings = looked_up(recipes, training_settings, victim, data.resolution, seed)
+    label = looked_up(recipes, victim_label, victim, data.resolution)
+    code = looked_up(recipes, detector_code, victim)
+    return recipe(kind_of("victim", label), make_victim, inputs, settings, code)
