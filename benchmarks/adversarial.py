@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from natrig_nb.adversarial.pgd import class_loss, iap
+from natrig_nb.adversarial.pgd import class_loss, pgd
 from natrig_nb.nn.hooks import frozen
 from natrig_nb.core import REAL, pick_device, to_float
 from natrig_nb.detector.base import make_detector
@@ -53,8 +53,12 @@ def measure(name, n):
         make_detector(maker, **settings).to(pick_device()).eval(),
         synthetic_faces(n, size=64).images,
     )
-    attack = lambda images: iap(model, images, REAL, steps=STEPS, restarts=1, batch=BATCH)
-    attack(images[:BATCH]), passes(model, images[:BATCH], 2)
+
+    def attack(images):
+        return pgd(model, images, REAL, steps=STEPS, restarts=1, batch=BATCH)
+
+    attack(images[:BATCH])
+    passes(model, images[:BATCH], 2)
     pairs = [(passes(model, images, STEPS + 1), seconds(lambda: attack(images))) for _ in range(3)]
     middle = lambda who, clock: sorted(pair[who][clock] for pair in pairs)[1]
     row = dict(

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from natrig_nb.core import write_atomic
-from natrig_nb.detector.base import save_detector
-from natrig_nb.detector.yshape import YShape, judge, load_yshape, train_yshape
+from natrig_nb.detector.base import load_detector, save_detector
+from natrig_nb.detector.yshape import YShape, measure_segmentation, train_yshape
 from natrig_nb.data.faces import read_faces
 from natrig_nb.data.forgeries import portrait_forgeries, self_blend
 from natrig_nb.core import environment
@@ -34,17 +34,19 @@ def told(run):
     "Settings and seconds of a finished run, from its checkpoint."
     if not Path(run).exists():
         return None
-    parts = torch.load(run, map_location="cpu", weights_only=True)
-    return {k: parts["run"][k] for k in ("n", "epochs", "lr", "batch", "seed")} | {
-        "seconds": round(parts["state"]["history"][-1]["seconds"])
-    }
+    state = torch.load(run, map_location="cpu", weights_only=True)
+    settings = {k: state["identity"][k] for k in ("n", "steps", "lr", "batch", "seed")}
+    return settings | {"seconds": round(state["history"][-1]["seconds"])}
 
 
 def by(model, test, column):
     "Accuracy and IoU of the forgeries of each kind or region."
     names = sorted(set(test.attributes[column]) - {""})
-    figures = {n: judge(model, test[(test.attributes[column] == n).to_numpy()]) for n in names}
-    return {n: {k: round(f[k], 4) for k in ("accuracy", "iou")} for n, f in figures.items()}
+    metrics = {}
+    for n in names:
+        of_kind = test[(test.attributes[column] == n).to_numpy()]
+        metrics[n] = measure_segmentation(model, of_kind)._asdict()
+    return {n: {k: round(f[k], 4) for k in ("accuracy", "iou")} for n, f in metrics.items()}
 
 
 def write(world, row):
@@ -64,7 +66,7 @@ def portraits(train="", images=8000, epochs=10, start=""):
     run, test = "runs/yshape-portraits.pt", portrait_forgeries(1000, seed=1002)
     if train:
         torch.manual_seed(SEED)
-        model, fresh = (load_yshape(start), 1) if start else (YShape(), 0)
+        model, fresh = (load_detector(start), 1) if start else (YShape(), 0)
         fit(
             model,
             portrait_forgeries(int(images), seed=SEED + fresh),
@@ -73,8 +75,8 @@ def portraits(train="", images=8000, epochs=10, start=""):
             run,
         )
         save_detector(model, WEIGHTS)
-    model = load_yshape(WEIGHTS)
-    row = {k: round(v, 4) for k, v in judge(model, test).items()}
+    model = load_detector(WEIGHTS)
+    row = {k: round(v, 4) for k, v in measure_segmentation(model, test)._asdict().items()}
     write(
         "portraits",
         row
@@ -92,12 +94,12 @@ def faces(path, start=""):
     "Self-blended photographs; of 3,500 names the last 500 are held out. `start`: weights to begin with."
     run, real = "runs/yshape-faces.pt", read_faces(path, attributes=[], limit=3500)
     torch.manual_seed(SEED)
-    model = load_yshape(start) if start else YShape()
+    model = load_detector(start) if start else YShape()
     fit(model, self_blend(real[:3000], seed=SEED), 4, 3e-3, run)
     test = self_blend(real[3000:], seed=1002)
     write(
         "faces",
-        {k: round(v, 4) for k, v in judge(model, test).items()}
+        {k: round(v, 4) for k, v in measure_segmentation(model, test)._asdict().items()}
         | dict(test_images=len(test), test_seed=1002, pretrained=bool(start), training=told(run)),
     )
 
