@@ -215,7 +215,7 @@ def _without_prefix(tensors, own):
     first = wanted[0] if wanted else ""
     prefixes = [name.removesuffix(first) for name in tensors if name.endswith(f".{first}")]
 
-    def matches(prefix):
+    def matches(prefix: str) -> int:
         return sum(prefix + name in tensors for name in wanted)
 
     best = max(["", *prefixes], key=matches)

@@ -93,7 +93,8 @@ def figure_masks(
     "A heart fabricated step by step, and the IoU of every mask beside the decoder's bound."
     table = read_perturbations(Path(out) / "masks-forgeries.csv")
     with np.load(Path(out) / "pictures.npz", allow_pickle=False) as arrays:
-        at, images, masks = arrays["at"], arrays["images"], arrays["masks"]
+        at, images = arrays["at"], arrays["images"]
+        masks = arrays["masks"]
     figure = Figure(figsize=(8.2, 2.5), layout="constrained")
     left, right = figure.subfigures(1, 2, width_ratios=(1.75, 1))
     spacing = dict(wspace=0.03, hspace=0.03)
