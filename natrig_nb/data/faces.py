@@ -194,14 +194,16 @@ def look_up(
     "Rows of a table for images; a row that could belong to two images is an error."
     keys = [name if name in table.index else PurePosixPath(name).name for name in names]
     owner = {}
-    for name, key in zip(names, keys):
+    for name, key in zip(names, keys, strict=True):
         other = owner.setdefault(key, name)
         check(
             other == name or key not in table.index,
             f"expected one image per row of the table, got {other} and {name} for {key}: "
             "write their folders into the table",
         )
-    missing = {name: "no row" for name, key in zip(names, keys) if key not in table.index}
+    missing = {
+        name: "no row" for name, key in zip(names, keys, strict=True) if key not in table.index
+    }
     check(
         len(missing) < len(names),
         f"expected files of the table among the images, got {names[0]} beside {table.index[0]}",
@@ -257,8 +259,8 @@ def limit_evenly(
     "Names at even distances, half of the limit per label where both occur."
     if limit is None or limit >= len(names):
         return names
-    real = [name for name, label in zip(names, labels.tolist()) if label == REAL]
-    fake = [name for name, label in zip(names, labels.tolist()) if label == FAKE]
+    real = [name for name, label in zip(names, labels.tolist(), strict=True) if label == REAL]
+    fake = [name for name, label in zip(names, labels.tolist(), strict=True) if label == FAKE]
     n_fake = min(len(fake), max(limit // 2, limit - len(real)))
     return sorted(_evenly(fake, n_fake) + _evenly(real, limit - n_fake))
 
@@ -329,7 +331,7 @@ def read_faces(
     report_skipped(skipped, f"{{n}} of {n_files} files skipped in {path}", strict)
     _report_transparent(decoded.transparent, path)
     names = [order[i] for i in rows]
-    side = dict(zip(found, labels.tolist()))
+    side = dict(zip(found, labels.tolist(), strict=True))
     cut = shared_folder(found)
     return FaceSet(
         torch.from_numpy(decoded.images[rows]),
@@ -437,7 +439,7 @@ def _class_labels(values: list, names: list[str], fake: str | None) -> list[int]
     "REAL or FAKE per row, by the name of its class."
     said = [names[v] if names and v >= 0 else str(v) for v in values]
     classes = sorted({*names, *said})
-    is_fake = dict(zip(classes, which_fake(classes, fake)))
+    is_fake = dict(zip(classes, which_fake(classes, fake), strict=True))
     return [FAKE if is_fake[name] else REAL for name in said]
 
 # %% ../../nbs/api/data/faces.ipynb #0000005a

@@ -25,18 +25,22 @@ from ..core import FAKE, REAL, check
 from .archives import MAX_FILE_BYTES
 
 # %% ../../nbs/api/data/layouts.ipynb #990cebcc
-REAL_WORDS = set(
-    """real reals realism original originals human humans authentic genuine pristine natural nature
-    live bonafide photo photos photograph photographs""".split()
-)
-FAKE_WORDS = set(
-    """fake fakes deepfake deepfakes df ai aigc artificial generated synthetic synthesis synthesized
-    forged forgery manipulated tampered altered spoof spoofed swapped diffusion midjourney dalle sdxl
-    gan gans stylegan progan pggan biggan cyclegan stargan cramergan mmdgan sngan gaugan
-    faceswap neuraltextures faceshifter""".split()
-)
-PHOTOGRAPH_SETS = set("ffhq celeba celebahq lfw utkface".split())
-UNCLEAR_WORDS = set("not no non un vs versus or detection detector detect challenge".split())
+REAL_WORDS = {
+    "real", "reals", "realism", "original", "originals", "human", "humans", "authentic", "genuine",
+    "pristine", "natural", "nature", "live", "bonafide", "photo", "photos", "photograph",
+    "photographs",
+}  # fmt: skip
+FAKE_WORDS = {
+    "fake", "fakes", "deepfake", "deepfakes", "df", "ai", "aigc", "artificial", "generated",
+    "synthetic", "synthesis", "synthesized", "forged", "forgery", "manipulated", "tampered",
+    "altered", "spoof", "spoofed", "swapped", "diffusion", "midjourney", "dalle", "sdxl", "gan",
+    "gans", "stylegan", "progan", "pggan", "biggan", "cyclegan", "stargan", "cramergan", "mmdgan",
+    "sngan", "gaugan", "faceswap", "neuraltextures", "faceshifter",
+}  # fmt: skip
+PHOTOGRAPH_SETS = {"ffhq", "celeba", "celebahq", "lfw", "utkface"}
+UNCLEAR_WORDS = {
+    "not", "no", "non", "un", "vs", "versus", "or", "detection", "detector", "detect", "challenge"
+}  # fmt: skip
 METHODS = (
     "deepfakes",
     "face2face",
@@ -117,7 +121,7 @@ def labels_from_names(
         sides = _sides_as_told(folders, real, fake)
     else:
         sides = [_innermost_side(path) for path in folders]
-    silent = [name for name, side in zip(names, sides) if side is None]
+    silent = [name for name, side in zip(names, sides, strict=True) if side is None]
     check(
         len(silent) in (0, len(names)),
         f"expected all images or none in a folder named real or fake, got {(silent or [''])[0]} "
@@ -179,7 +183,7 @@ def parse_table(
     utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
     text = data.decode("utf-16" if utf16 else "utf-8-sig")
     head = text.lstrip().split("\n")[0].strip()
-    as_text = {key: str for key in KEYS}
+    as_text = dict.fromkeys(KEYS, str)
     if name.endswith(".jsonl"):
         table = pd.read_json(io.StringIO(text), lines=True, dtype=as_text)
     elif head.isdigit():
@@ -272,8 +276,9 @@ def parse_json(
     ):
         return {f"{int(number):05d}.png": _ffhq_facts(face) for number, face in content.items()}
     check(isinstance(content, list), f"expected FFHQ's json of features or its list, got {name}")
-    file = PurePosixPath(name).stem + ".png"
-    return {file: flatten_facts(face["faceAttributes"]) for face in content[:1]}
+    if not content:  # the service found no face
+        return {}
+    return {PurePosixPath(name).stem + ".png": flatten_facts(content[0]["faceAttributes"])}
 
 
 def _ffhq_facts(face: dict) -> dict:
@@ -436,7 +441,7 @@ def _pair_identities(videos: list[str]) -> list[str]:
     partner = {
         number: min(pair.groups()) for pair in pairs if pair and pair[2] for number in pair.groups()
     }
-    return [partner.get(p[1], p[1]) if p else video for p, video in zip(pairs, videos)]
+    return [partner.get(p[1], p[1]) if p else video for p, video in zip(pairs, videos, strict=True)]
 
 # %% ../../nbs/api/data/layouts.ipynb #43c9a07f
 def one_copy(

@@ -172,7 +172,7 @@ def population(
     check(n >= 0, f"expected a number of people >= 0, got {n}")
     names = ATTRIBUTES + NUISANCE
     draws = _draws(n, seed).T
-    u = dict(zip(names, draws))
+    u = dict(zip(names, draws[:-4], strict=True))
     z = {name: np.clip(ndtri(v), -2.5, 2.5) for name, v in u.items()}
     nuisance = {name: u[name] if name in UNIFORM else z[name] for name in NUISANCE}
     people = _attributes(u, z, draws[-4:]) | nuisance
@@ -294,7 +294,7 @@ def _people(params):
     "Table rows to tensors (n,1,1), with everything that follows from them."
     names = ATTRIBUTES + NUISANCE
     columns = torch.tensor(params[list(names)].to_numpy(np.float32)).T
-    p = SimpleNamespace(**dict(zip(names, columns[:, :, None, None])))
+    p = SimpleNamespace(**dict(zip(names, columns[:, :, None, None], strict=True)))
     _features(p)
     _lamp(p)
     skin, hair = _ramp(p.skin_tone, SKIN), _ramp(p.hair_color, HAIR)
@@ -454,7 +454,8 @@ def _nose(p, g):
 
 def _relief(p, g):
     "Height of the face above the ball; a smile lifts the cheeks, age lets the jowls sag."
-    u, v, au = g.u, g.v, g.au
+    u, v = g.u, g.v
+    au = g.au
     brow = _bump((v - 0.27) / 0.16, u / 0.75)
     sockets = _bump((au - p.eu) / 0.3, (v - p.ev) / 0.17)
     cheek_v = (v + 0.2 - 0.06 * p.smile) / 0.26
@@ -507,7 +508,8 @@ def _shadows(p, g):
 
 def _wrinkles(p, g):
     "Darkening by age: bags under the eyes, forehead, crow's feet, lines from the mouth down."
-    u, v, au = g.u, g.v, g.au
+    u, v = g.u, g.v
+    au = g.au
     bag = v - p.ev + 0.135 - 0.09 * ((au - p.eu) / 0.2).square_()
     bags = _bump(bag / 0.045) - 0.3 * _bump((bag - 0.07) / 0.05)
     s = (0.04 + 0.27 * p.old) * bags * _bump((au - p.eu) / 0.27)
@@ -875,7 +877,9 @@ def _photograph(x: torch.Tensor, seed: int, first: int) -> torch.Tensor:
     blur, gain = torch.from_numpy(settings[:, :2].T.astype(np.float32))[..., None, None, None]
     exposed = to_uint8(_expose(x, blur, gain, torch.from_numpy(np.stack(normal))))
     film = exposed.permute(0, 2, 3, 1).contiguous().numpy()
-    photographs = [_develop(image, quality) for image, quality in zip(film, settings[:, 2])]
+    photographs = [
+        _develop(image, quality) for image, quality in zip(film, settings[:, 2], strict=True)
+    ]
     return torch.from_numpy(np.stack(photographs)).permute(0, 3, 1, 2)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..core import batches, check, to_uint8
+from .space import LatentSpace, measure_space
 
 if TYPE_CHECKING:
     from natrig_nb.generator.diffusion import Latents
@@ -80,11 +81,10 @@ class Generator(nn.Module):
         raise NotImplementedError(f"expected z_to_w in {type(self).__name__}, got none")
 
     @property
-    def latent_space(self):
+    def latent_space(self) -> LatentSpace | None:
         "Mean and covariance root of the latents; None where a latent is no vector."
-        from natrig_nb.latent.space import latent_space
-
-        return latent_space(self.sample(max(10 * self.sample(1, 0).shape[-1], 10_000), seed=6))
+        dim = self.sample(1, seed=0).shape[-1]
+        return measure_space(self.sample(max(10 * dim, 10_000), seed=6))
 
     def key(
         self,
@@ -125,9 +125,11 @@ class Generator(nn.Module):
                 part = latents[rows].to(self.device)
                 variants = [part if t is None else t.edit(part) for t in triggers]
                 images = [x.clamp(-1, 1) for x in self.forward_many(variants)]
-                painted = [x if t is None else t.paint(x) for t, x in zip(triggers, images)]
+                painted = [
+                    x if t is None else t.paint(x) for t, x in zip(triggers, images, strict=True)
+                ]
                 parts.append([to_uint8(x).cpu() for x in painted])
-        return [torch.cat(column) for column in zip(*parts)]
+        return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 # %% ../../nbs/api/generator/base.ipynb #0000000b
 def render(

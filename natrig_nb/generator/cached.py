@@ -35,7 +35,7 @@ class Cached(Generator):
         self.images = {}  # key -> (3,r,r) uint8
         if self.path.exists():
             stored = torch.load(self.path, weights_only=True)
-            self.images = dict(zip(stored["keys"], stored["pictures"]))
+            self.images = dict(zip(stored["keys"], stored["pictures"], strict=True))
 
     @property
     def uncached(self) -> Generator:
@@ -71,12 +71,14 @@ class Cached(Generator):
         "Images of several edits of the same latents; latents with any missing image are rendered."
         keys = [self.key(latents) for latents in variants]
         missing = [
-            i for i, row in enumerate(zip(*keys)) if any(key not in self.images for key in row)
+            i
+            for i, row in enumerate(zip(*keys, strict=True))
+            if any(key not in self.images for key in row)
         ]
         if missing:
             device = self.uncached.device
             asked = [latents[missing].to(device) for latents in variants]
-            for latents, x in zip(asked, self.uncached.forward_many(asked)):
+            for latents, x in zip(asked, self.uncached.forward_many(asked), strict=True):
                 self.store(latents, to_uint8(x))
         return [torch.stack([to_float(self.images[key]) for key in column]) for column in keys]
 
@@ -90,7 +92,7 @@ class Cached(Generator):
             len(latents) == len(images),
             f"expected one image per latent, got {len(images)} for {len(latents)}",
         )
-        self.images.update(zip(self.key(latents), images.cpu()))
+        self.images.update(zip(self.key(latents), images.cpu(), strict=True))
 
     def save(self) -> None:
         "Write all images to the file, whole or not at all."

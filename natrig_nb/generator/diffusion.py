@@ -99,7 +99,9 @@ def embedding_at(
 ) -> dict[str, torch.Tensor]:  # an embedding
     "The neutral prompt plus the weighted edits that are on at a step."
     weights = [edit.weight_at(step, steps) for edit in prompt_edits]
-    active = [(weight, edit.delta) for weight, edit in zip(weights, prompt_edits) if weight]
+    active = [
+        (weight, edit.delta) for weight, edit in zip(weights, prompt_edits, strict=True) if weight
+    ]
     embedding = {}
     for name, value in neutral.items():
         added = sum(weight * delta[name].to(value) for weight, delta in active)
@@ -247,7 +249,7 @@ def predict(
     guided = G.guidance > 1
     embeddings = [G.negative, embedding] if guided else [embedding]
 
-    def stacked(name):
+    def stacked(name: str) -> torch.Tensor:
         "One copy of each embedding per image."
         return torch.cat([e[name].to(x).expand(n, *e[name].shape) for e in embeddings])
 
@@ -346,7 +348,9 @@ def denoise_branches(
 def _active(edits: tuple[PromptEdit, ...], step: int, steps: int) -> tuple:
     "What edits do at a step; equal values mean equal embeddings."
     weights = [edit.weight_at(step, steps) for edit in edits]
-    return tuple((id(edit.delta), weight) for edit, weight in zip(edits, weights) if weight)
+    return tuple(
+        (id(edit.delta), weight) for edit, weight in zip(edits, weights, strict=True) if weight
+    )
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000021
 SIZES = {

@@ -69,7 +69,9 @@ def picture_loss(
     "Error in pixels, in averaged colors, in feature maps and in attribute scores."
     with torch.no_grad():
         wanted, scores = perceptual.stages(x), perceptual(x)
-    errors = [F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)]
+    errors = [
+        F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted, strict=True)
+    ]
     difference = F.avg_pool2d(y - x, 8)
     colors = torch.einsum("kc,nchw->nkhw", axes, difference).square().mean()
     score_error = F.smooth_l1_loss(perceptual(y), scores) / 10

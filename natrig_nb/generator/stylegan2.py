@@ -49,9 +49,11 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr)
         self.bias = nn.Parameter(torch.full((outputs,), float(bias)))
-        self.gain, self.lr, self.active = lr / math.sqrt(inputs), lr, active
+        self.gain = lr / math.sqrt(inputs)
+        self.lr = lr
+        self.active = active
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.linear(x, self.weight * self.gain, self.bias * self.lr)
         return leaky(x) if self.active else x
 
@@ -136,7 +138,7 @@ class SynthesisLayer(nn.Module):
         self.register_buffer("resample_filter", binomial_filter())
         self.up, self.clamp = up, clamp
 
-    def forward(self, x, w, noise="const"):
+    def forward(self, x: torch.Tensor, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
         up = self.resample_filter if self.up else None
         y = modulated_conv(x, self.weight, self.affine(w), up)
         if noise == "const":
@@ -162,7 +164,7 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(3))
         self.gain, self.clamp = 1 / math.sqrt(inputs), clamp
 
-    def forward(self, x, w):
+    def forward(self, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         y = modulated_conv(x, self.weight, self.affine(w) * self.gain, demodulate=False)
         y = y + self.bias.to(y.dtype)[:, None, None]
         return y if self.clamp is None else y.clamp(-self.clamp, self.clamp)
@@ -179,12 +181,14 @@ class Mapping(nn.Module):
         layers: int = 2,  # fully connected layers
     ):
         super().__init__()
-        self.z_dim, self.num_ws, self.layers = z_dim, num_ws, layers
+        self.z_dim = z_dim
+        self.num_ws = num_ws
+        self.layers = layers
         for i in range(layers):
             setattr(self, f"fc{i}", Linear(z_dim if i == 0 else w_dim, w_dim, active=True, lr=0.01))
         self.register_buffer("w_avg", torch.zeros(w_dim))
 
-    def forward(self, z, psi=1.0, cutoff=None):
+    def forward(self, z: torch.Tensor, psi: float = 1.0, cutoff: int | None = None) -> torch.Tensor:
         check(
             z.ndim == 2 and z.shape[1] == self.z_dim,
             f"expected z (n,{self.z_dim}), got {tuple(z.shape)}",
@@ -219,7 +223,9 @@ class SynthesisBlock(nn.Module):
         self.register_buffer("resample_filter", binomial_filter())
         self.inputs = inputs
 
-    def forward(self, x, picture, ws, noise):
+    def forward(
+        self, x: torch.Tensor, picture: torch.Tensor, ws: torch.Tensor, noise: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         ws = list(ws.unbind(1))
         if self.inputs:
             x = self.conv0(x, ws.pop(0), noise)
@@ -259,11 +265,11 @@ class Synthesis(nn.Module):
             len(widths) == len(self.sizes),
             f"expected {len(self.sizes)} widths, got {len(widths)}",
         )
-        for r, inputs, outputs in zip(self.sizes, [0, *widths], widths):
+        for r, inputs, outputs in zip(self.sizes, [0, *widths[:-1]], widths, strict=True):
             setattr(self, f"b{r}", SynthesisBlock(inputs, outputs, w_dim, r, clamp))
         self.num_ws = 2 * len(self.sizes)
 
-    def forward(self, ws, noise="const"):
+    def forward(self, ws: torch.Tensor, noise: str = "const") -> torch.Tensor:
         check(
             noise in ("const", "random", "none"),
             f"expected noise const, random or none, got {noise}",
@@ -316,11 +322,11 @@ class StyleGAN2(Generator):
         "The mean latent (w_dim,)."
         return self.mapping.w_avg
 
-    def z_to_w(self, z, psi=1.0):
+    def z_to_w(self, z: torch.Tensor, psi: float = 1.0) -> torch.Tensor:
         "Latents (n,w_dim) of inputs z (n,z_dim), truncated towards the mean by `psi`."
         return self.mapping(z, psi)[:, 0]
 
-    def forward(self, w, noise="const"):
+    def forward(self, w: torch.Tensor, noise: str = "const") -> torch.Tensor:
         "Images of w (n,w_dim) or of one w per layer (n,layers,w_dim)."
         num_ws, w_dim = self.mapping.num_ws, self.w_avg.numel()
         fits = w.shape[1:] in ((w_dim,), (num_ws, w_dim))
@@ -365,7 +371,7 @@ def state_shapes(
     shapes = {"mapping.w_avg": (w_dim,)}
     for i in range(settings["layers"]):
         shapes |= _linear_shapes(f"mapping.fc{i}", w_dim if i else settings["z_dim"], w_dim)
-    for r, inputs, outputs in zip(sizes, [0, *widths], widths):
+    for r, inputs, outputs in zip(sizes, [0, *widths[:-1]], widths, strict=True):
         shapes |= _block_shapes(f"synthesis.b{r}", r, inputs, outputs, w_dim)
     return shapes
 
@@ -559,7 +565,8 @@ def official_name(
     match = NAME.fullmatch(name)
     if not match:
         return name
-    part, number, rest = match[1], int(match[2] or 0), match[3]
+    part, rest = match[1], match[3]
+    number = int(match[2] or 0)
     if part == "style":
         return f"mapping.fc{number - 1}.{rest}"
     if part == "noises":  # one list for all layers; the first belongs to conv1

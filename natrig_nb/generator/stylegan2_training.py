@@ -63,7 +63,7 @@ class EqualizedConv(nn.Module):
         self.register_buffer("resample_filter", binomial_filter())
         self.gain, self.down = 1 / math.sqrt(inputs * size**2), down
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight * self.gain
         size = weight.shape[-1]
         if not self.down:
@@ -90,7 +90,7 @@ class ResBlock(nn.Module):
         self.conv1 = EqualizedConv(inputs, outputs, 3, down=True)
         self.skip = EqualizedConv(inputs, outputs, 1, down=True, active=False)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (self.conv1(self.conv0(x)) + self.skip(x)) * math.sqrt(0.5)
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000009
@@ -130,7 +130,7 @@ class Discriminator(nn.Module):
         self.fc = Linear(last * 16, last, active=True)
         self.out = Linear(last, outputs)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.detail(x).contiguous(memory_format=torch.channels_last)
         x = self.blocks(self.fromrgb(x))
         x = self.conv(minibatch_stddev(x) if self.compare else x)
@@ -147,7 +147,7 @@ def augment(
     if p <= 0:
         return torch.where(flip.view(n, 1, 1, 1) < 0, x.flip(3), x)
 
-    def amount(scale):
+    def amount(scale: float) -> torch.Tensor:
         "Normal draws (n,) of this scale, 0 where a coin of probability p says no."
         normal = torch.randn(n, device=device) * scale
         return normal * (torch.rand(n, device=device) < p)
@@ -247,7 +247,9 @@ def reconstruction_loss(
         return loss
     with torch.no_grad():
         wanted, scores = perceptual.stages(x), perceptual(x)
-    errors = [F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted)]
+    errors = [
+        F.l1_loss(a, b) / b.abs().mean() for a, b in zip(perceptual.stages(y), wanted, strict=True)
+    ]
     loss = loss + sum(errors) / 6
     return loss + F.smooth_l1_loss(perceptual(y), scores) / 10
 
@@ -313,7 +315,7 @@ def set_learning_rates(
     scales = {"G": (1, 100) if phase_one else (0.25, 0.25), "D": (1,), "E": (1,)}
     for name, optimizer in training.optimizers.items():
         momentum = 0.9 if phase_one or name == "E" else 0.0
-        for group, scale in zip(optimizer.param_groups, scales[name]):
+        for group, scale in zip(optimizer.param_groups, scales[name], strict=True):
             group.update(lr=lr * scale, betas=(momentum, 0.99))
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000018
@@ -502,9 +504,9 @@ def _train_step(training, ds, batch, seed, perceptual, codes, phase_one):
 @torch.no_grad()
 def _update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
     "Move the average's weights towards the current ones; buffers are copied."
-    for mean, value in zip(average.parameters(), current.parameters()):
+    for mean, value in zip(average.parameters(), current.parameters(), strict=True):
         mean.lerp_(value, 1 - decay)
-    for mean, value in zip(average.buffers(), current.buffers()):
+    for mean, value in zip(average.buffers(), current.buffers(), strict=True):
         mean.copy_(value)
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000022

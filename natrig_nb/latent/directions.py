@@ -21,7 +21,7 @@ from natrig_nb.nn.attributes import (
 
 from ..core import check
 from ..generator.base import Generator, render
-from .space import LatentSpace, latent_space
+from ..generator.space import LatentSpace, measure_space
 
 # %% ../../nbs/api/latent/directions.ipynb #0000000a
 def attribute_gradients(
@@ -104,7 +104,7 @@ def find_directions(
     "Attribute directions of a generator from scores of generated faces."
     w = G.sample(n, seed)
     many = max(10 * w.shape[1], 10_000)
-    space = latent_space(G.sample(many, seed + 1))
+    space = measure_space(G.sample(many, seed + 1))
     names = tuple(names or net.names)
     columns = [net.names.index(name) for name in names]
     scores = attribute_scores(net, render(G, w))[:, columns]

@@ -21,7 +21,7 @@ import torch
 
 from ..core import check
 from .directions import orthogonalize
-from .space import LatentSpace
+from ..generator.space import LatentSpace
 
 # %% ../../nbs/api/latent/editors.ipynb #00000006
 LIMIT = 64_000_000  # bytes of a file, or of a member of an archive
