@@ -72,7 +72,7 @@ def region_masks(
     check(region in REGIONS, f"expected a region among {', '.join(REGIONS)}, got {region}")
     p, g = face_geometry(people, size)
 
-    def oval(u, v, a, b):
+    def oval(u: float, v: torch.Tensor | float, a: torch.Tensor | float, b: float) -> torch.Tensor:
         "Distance inside an oval of half axes a and b around (u,v)."
         across, along = (g.u - u) / (a * grow), (g.v - v) / (b * grow)
         return (1 - (across.square() + along.square()).sqrt()) * b * grow
