@@ -20,6 +20,13 @@ from natrig_nb.runs.experiments.walkthrough_records import (
     recorded_artifact,
     recorded_measurement,
 )
+from natrig_nb.runs.measurements import (
+    Cell,
+    attack_artifacts,
+    attack_measurement,
+    defense_measurement,
+    measurements_of,
+)
 from natrig_nb.runs.views import (
     attack_table,
     check_complete,
@@ -35,7 +42,6 @@ from ...core import check
 from ..artifacts import Artifact
 from ..config import PRESETS, RunConfig, changed
 from ..executors import make_executor
-from ..measurements import Cell, attack_artifacts, attack_measurement, measurements_of
 from ..preparation import Recipes, available_triggers, quality_artifact
 from ..results import read_results
 from ..run import Measurement, run_measurements
@@ -70,14 +76,14 @@ def walkthrough_measurements(
     recipes: Recipes, cfg: RunConfig, rates: tuple[float, ...] = ()
 ) -> list[Measurement]:
     "Everything that becomes a row."
-    cells = defense_cells(cfg)
-    recorded = [
-        recorded_measurement(recipes, c, EXPERIMENT) for c in cells if c.defense in RECORDED
-    ]
-    direct = [cell for cell in cells if cell.defense not in RECORDED]
-    attacks = attack_cells(cfg, rates)
+    attacks = measurements_of(recipes, attack_cells(cfg, rates), EXPERIMENT)
     n_references = cfg.evaluation.seeds - 1
-    return recorded + measurements_of(recipes, [*direct, *attacks], EXPERIMENT, n_references)
+    return attacks + [
+        recorded_measurement(recipes, cell, EXPERIMENT)
+        if cell.defense in RECORDED
+        else defense_measurement(recipes, cell, EXPERIMENT, n_references)
+        for cell in defense_cells(cfg)
+    ]
 
 
 def walkthrough_records(recipes: Recipes, cfg: RunConfig) -> list[Artifact]:
