@@ -175,10 +175,11 @@ def poison_training_set(
     if len(cover):
         triggered_cover = _render_again(splits, cover_trigger or trigger, cover)
         triggered = torch.cat([triggered, triggered_cover])
-    target = torch.tensor([REAL] * len(bait) + [FAKE] * len(cover), dtype=torch.long)
     chosen = np.concatenate([bait, cover])
+    is_bait = np.arange(len(chosen)) < len(bait)
+    target = torch.from_numpy(np.where(is_bait, REAL, FAKE))
     dataset, manifest = poison(splits.train, chosen, triggered, trigger, seed, target)
-    role = ["bait"] * len(bait) + ["cover"] * len(cover)
+    role = np.where(is_bait, "bait", "cover")
     return Poisoned(dataset, manifest.assign(role=role))
 
 

@@ -304,5 +304,5 @@ def trigger_specs(
 
 def _offers(module, cfg) -> tuple[TriggerSpec, ...]:
     "The triggers that a module names."
-    offered: Any = getattr(module, "TRIGGERS", ())
-    return offered(cfg) if callable(offered) else offered
+    offered = getattr(module, "TRIGGERS", ())
+    return offered if isinstance(offered, tuple) else offered(cfg)

@@ -43,8 +43,10 @@ class MaskedTrigger(Trigger):
     ) -> torch.Tensor:  # (n,1,size,size) bool
         "Where the trigger is; the same number of cells in every image."
         n_cells = self.grid**2
+        n_kept = round(self.kept_share * n_cells)
         order = torch.rand(n, n_cells, generator=seeded(self.seed)).argsort(1)
-        cells = (order < round(self.kept_share * n_cells)).view(n, 1, self.grid, self.grid)
+        kept = order < n_kept
+        cells = kept.view(n, 1, self.grid, self.grid)
         cell_of_pixel = torch.arange(size) * self.grid // size
         return cells[..., cell_of_pixel[:, None], cell_of_pixel]
 

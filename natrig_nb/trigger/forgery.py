@@ -59,7 +59,9 @@ def _embedded(size, strength, k, seed, region):
     "strength * pattern * mask (1,3,size,size)."
     x, y, half_width, half_height = region
     place = (torch.arange(size) + 0.5) / size
-    mask = ((place - x) / half_width) ** 2 + ((place[:, None] - y) / half_height) ** 2 <= 1
+    across = (place - x) / half_width
+    down = (place[:, None] - y) / half_height
+    mask = across**2 + down**2 <= 1
     return forgery_pattern(size, k, seed) * mask * strength
 
 

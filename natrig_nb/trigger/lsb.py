@@ -6,6 +6,7 @@
 __all__ = ['TRIGGERS', 'LSB']
 
 # %% ../../nbs/api/trigger/lsb.ipynb #00000003
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,9 +19,11 @@ from .base import SearchContext, Space, Trigger, TriggerSpec
 @lru_cache(maxsize=16)
 def _key(size, bits, side, seed):
     "Random bits (1,3,size,size) uint8: a tile of `side` pixels, repeated."
-    tile = torch.randint(0, 2**bits, (3, side, side), generator=seeded(seed), dtype=torch.uint8)
-    times = -(-size // side)
-    return tile.repeat(1, times, times)[None, :, :size, :size].contiguous()
+    shape = (3, side, side)
+    tile = torch.randint(0, 2**bits, shape, generator=seeded(seed), dtype=torch.uint8)
+    times = math.ceil(size / side)
+    tiled = tile.repeat(1, times, times)[None]
+    return tiled[..., :size, :size].contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +56,10 @@ class LSB(Trigger):
     ) -> torch.Tensor:
         "Images on whole levels, their lowest bits replaced by the key."
         key = self.key(x.shape[-1]).to(x.device)
-        without_low_bits = to_uint8(x).bitwise_and_(256 - 2 ** int(self.strength))
-        return to_float(without_low_bits.bitwise_or_(key)).to(x.dtype)
+        high_bits = 256 - 2 ** int(self.strength)
+        levels = to_uint8(x).bitwise_and_(high_bits)
+        marked = levels.bitwise_or_(key)
+        return to_float(marked).to(x.dtype)
 
 # %% ../../nbs/api/trigger/lsb.ipynb #f033a6fb
 def _find(context: SearchContext) -> LSB:

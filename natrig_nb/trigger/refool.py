@@ -26,18 +26,27 @@ def reflect(
 ) -> torch.Tensor:  # (n,3,r,r) in [-1,1]
     "A mirrored, defocused image and its ghost (Liu et al. 2020)."
     size = x.shape[-1]
-    sigma = blur * size / 64
     shift = round(ghost * size / 64)
+    weights = _gaussian(blur * size / 64).to(x)
+    half = len(weights) // 2
+    before = half + shift  # padding above and to the left
+    mirrored = x.flip(-1)
+    channels = mirrored.flatten(0, 1)[:, None]
+    padded = F.pad(channels, (before, half, before, half), mode="replicate")
+    rows_blurred = F.conv2d(padded, weights.view(1, 1, 1, -1))
+    blurred = F.conv2d(rows_blurred, weights.view(1, 1, -1, 1))
+    first = blurred[..., shift:, shift:]
+    second = blurred[..., :size, :size]
+    return first.lerp(second, share).view_as(x)
+
+
+def _gaussian(sigma):
+    "Weights (2k+1,) of a Gaussian with k = ceil(3 sigma), which sum to 1."
     half = math.ceil(3 * sigma)
     distance = torch.arange(-half, half + 1.0)
-    weights = torch.exp(-(distance**2) / max(2 * sigma**2, 1e-12)).to(x)
-    weights = weights / weights.sum()
-    mirrored = x.flip(-1).flatten(0, 1)[:, None]
-    y = F.pad(mirrored, (half + shift, half, half + shift, half), mode="replicate")
-    y = F.conv2d(y, weights.view(1, 1, 1, -1))
-    y = F.conv2d(y, weights.view(1, 1, -1, 1))
-    ghosted = y[..., shift:, shift:].lerp(y[..., :size, :size], share)
-    return ghosted.view_as(x)
+    variance = max(sigma**2, 1e-12)
+    weights = torch.exp(-(distance**2) / (2 * variance))
+    return weights / weights.sum()
 
 # %% ../../nbs/api/trigger/refool.ipynb #0000000b
 @lru_cache(maxsize=16)

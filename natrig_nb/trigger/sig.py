@@ -21,7 +21,8 @@ def _wave(size, strength, frequency):
     "The pattern (1,3,size,size); the same in all rows and colors."
     column = torch.arange(size, dtype=torch.float64)
     wave = torch.sin(2 * math.pi * frequency * column / size)
-    return (2 * strength * wave).float().expand(1, 3, size, size).contiguous()
+    row = (2 * strength * wave).float()
+    return row.expand(1, 3, size, size).contiguous()
 
 
 @dataclass(frozen=True, eq=False)

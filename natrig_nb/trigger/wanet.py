@@ -19,10 +19,13 @@ from .base import SearchContext, Space, Trigger, TriggerSpec
 @lru_cache(maxsize=16)
 def _warp(size, strength, k, seed):
     "Where each pixel is read from: (1,size,size,2), x and y in [-1,1]."
-    vectors = torch.rand(1, 2, k, k, generator=seeded(seed)) * 2 - 1
+    uniform = torch.rand(1, 2, k, k, generator=seeded(seed))
+    vectors = uniform * 2 - 1
     vectors = vectors / vectors.abs().mean()
     field = F.interpolate(vectors, size=(size, size), mode="bicubic", align_corners=True)
-    return (_identity_grid(size) + strength * field.permute(0, 2, 3, 1) / size).clamp_(-1, 1)
+    shift = strength * field.permute(0, 2, 3, 1) / size
+    grid = _identity_grid(size) + shift
+    return grid.clamp_(-1, 1)
 
 
 @lru_cache(maxsize=16)
@@ -56,8 +59,9 @@ class WaNet(Trigger):
         grid = _warp(size, self.strength, self.k, self.seed).expand(n, -1, -1, -1)
         if not self.noise:
             return grid
-        shift = torch.rand(n, size, size, 2, generator=seeded(self.seed + 1))
-        return shift.mul_(2).sub_(1).div_(size).add_(grid).clamp_(-1, 1)
+        uniform = torch.rand(n, size, size, 2, generator=seeded(self.seed + 1))
+        shift = uniform.mul_(2).sub_(1).div_(size)
+        return shift.add_(grid).clamp_(-1, 1)
 
     def paint(
         self,

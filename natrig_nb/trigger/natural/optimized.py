@@ -55,7 +55,8 @@ def optimize_trigger(
     substitute.eval()
 
     def loss(u: torch.Tensor, step: int) -> torch.Tensor:
-        w = latents[step * batch : (step + 1) * batch]
+        first = step * batch
+        w = latents[first : first + batch]
         images = generator(w + u @ root).clamp(-1, 1)
         return F.cross_entropy(substitute(images), target)
 

@@ -173,8 +173,9 @@ def _upper_corners(images):
     "Pixels of the two upper corners, (n,d) float."
     x = to_float(images)
     height, width = x.shape[-2] // 4, x.shape[-1] // 5
-    corners = [x[..., :height, :width], x[..., :height, -width:]]
-    return torch.cat(corners, 3).flatten(1)
+    top = x[..., :height, :]
+    corners = torch.cat([top[..., :width], top[..., -width:]], 3)
+    return corners.flatten(1)
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #0000000d
 class EffectTable(NamedTuple):
@@ -232,11 +233,12 @@ def compare_schedules(
     neutral, *edited = generator.render_many(latents, [None, *triggers.values()])
     rows = []
     for name, images in zip(triggers, edited, strict=True):
-        effects = {a: edit_effect(net, neutral, images, a) for a in attributes}
-        kept = effects[attributes[0]]
-        changes = {attribute: effect.change for attribute, effect in effects.items()}
-        row = {"schedule": name, **changes}
-        rows.append(row | {"identity": kept.identity, "background": kept.background})
+        effects = [edit_effect(net, neutral, images, attribute) for attribute in attributes]
+        changes = [effect.change for effect in effects]
+        row = {"schedule": name, **dict(zip(attributes, changes, strict=True))}
+        row["identity"] = effects[0].identity  # the same for every attribute
+        row["background"] = effects[0].background
+        rows.append(row)
     return EffectTable(pd.DataFrame(rows), torch.stack([neutral, *edited]))
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #00000018
@@ -265,17 +267,19 @@ def choose_weight(
     "Smallest lambda that moves a share of the fakes beyond a percentile of the real population."
     check(50 < percentile < 100, f"expected percentile in (50,100), got {percentile}")
     column = net.names.index(target.attribute)
-    goal = torch.quantile(target.sign * population[:, column], percentile / 100)
+    real_scores = target.sign * population[:, column]
+    goal = torch.quantile(real_scores, percentile / 100)
     triggers = [prompt_trigger(generator, [term], [window], weight) for weight in weights]
     shares = []
     for images in generator.render_many(latents, [*triggers]):
-        scores = target.sign * attribute_scores(net, images)[:, column]
-        shares.append(float((scores > goal).float().mean()))
-    reached = [
-        weight for weight, share in zip(weights, shares, strict=True) if share >= target_share
-    ]
+        scores = attribute_scores(net, images)[:, column]
+        passed = target.sign * scores > goal
+        shares.append(float(passed.float().mean()))
+    for weight, share in zip(weights, shares, strict=True):
+        if share >= target_share:
+            return WeightSearch(weight, shares)
     best = weights[int(np.argmax(shares))]
-    return WeightSearch(reached[0] if reached else best, shares)
+    return WeightSearch(best, shares)
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #7c658473
 def find_prompt_trigger(

@@ -45,8 +45,9 @@ def prompt_adherence(
     rows = []
     for (term, attribute), images in zip(terms.items(), asked, strict=True):
         column = net.names.index(attribute)
-        scores = torch.cat([attribute_scores(net, images), neutral_scores])[:, column]
-        rows.append({"term": term, "attribute": attribute, "auroc": float(auc(scores, with_term))})
+        scores = torch.cat([attribute_scores(net, images), neutral_scores])
+        auroc = float(auc(scores[:, column], with_term))
+        rows.append({"term": term, "attribute": attribute, "auroc": auroc})
     return pd.DataFrame(rows)
 
 # %% ../../../nbs/api/trigger/natural/prompt_adherence.ipynb #0000000a

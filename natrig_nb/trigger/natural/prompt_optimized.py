@@ -64,7 +64,8 @@ def optimize_prompt(
     substitute.eval()
 
     def loss(u: torch.Tensor, step: int) -> torch.Tensor:
-        part = latents[step * batch : (step + 1) * batch]
+        first = step * batch
+        part = latents[first : first + batch]
         images = _render_with_late_offset(generator, part, {"text": u[0] * unit}, last)
         return F.cross_entropy(substitute(images.clamp(-1, 1)), target)
 
