@@ -7,11 +7,11 @@ export JUPYTER_PREFER_ENV_PATH := 1
 .PHONY: help install walkthrough figures test tidy lock clean
 
 help:
-	@echo "make walkthrough   the whole study on the portrait world; results in out/walkthrough"
+	@echo "make walkthrough   the whole study on painted portraits; results in out/walkthrough"
 	@echo "make figures       figures/ again from the records in data/results"
 	@echo "make test          package, notebooks and tests"
 	@echo "make install       .venv with everything in it (the two above do this first)"
-	@echo "make tidy          after a change: package and README.md from the notebooks, notebooks cleaned"
+	@echo "make tidy          after a change: cells formatted, package and README.md exported, notebooks cleaned"
 	@echo "make lock          requirements.lock anew, with the newest versions that fit together"
 	@echo "make clean         remove .venv and caches; results stay"
 
@@ -22,20 +22,20 @@ walkthrough: install
 	natrig walkthrough --out out/walkthrough
 
 figures: install
-	python -c "from natrig_nb.report.figures import draw_all; [draw_all('data/results/' + w, 'figures/' + w) for w in ('portraits', 'faces', 'diffusion')]"
-	python -c "from natrig_nb.report.tables import tables; [tables('data/results/' + g, None, 'figures/' + g) for g in ('grid', 'grid-faces')]"
+	python tools/figures.py
 
 # One thread a worker: with the default number, workers and threads fight for the processors.
 test: export OMP_NUM_THREADS := 1
 test: export HF_HUB_OFFLINE := 1
 test: install
 	python tools/check.py
-	ruff check --select F natrig_nb
+	ruff check natrig_nb
 	nbdev_test --n_workers 2 --timing
 	python -m pytest -rs tests
 
 tidy: install
-	nbdev_export
+	python tools/format.py
+	python tools/export.py
 	python tools/readme.py
 	python tools/check.py --fix
 

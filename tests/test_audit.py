@@ -1,4 +1,4 @@
-"`natrig audit` from folders of pictures to a page, its errors, and what is left of a killed one."
+"""`natrig audit` from folders of pictures to a page, its errors, and what is left of a killed one."""
 
 import json
 import os
@@ -12,21 +12,19 @@ import torch
 from PIL import Image
 
 from natrig_nb.cli import main
-from natrig_nb.core import FAKE, FaceSet, to_uint8
-from natrig_nb.testing import apply_patch
+from natrig_nb.core import FAKE, REAL
+from natrig_nb.data.portraits import portraits
 from natrig_nb.detector.base import make_detector, save_detector
 from natrig_nb.detector.training import train
-from natrig_nb.data.portraits import portraits
+from natrig_nb.testing import add_trace, apply_patch
 
-LOOKS = ["strip", "frequency", "finetune", "spectral"]
+CHOSEN = ["strip", "frequency", "finetune", "spectral"]
+RUN = "import sys; from natrig_nb.cli import main; sys.exit(main(sys.argv[1:]))"
 
 
-def faces(n, seed, size=32):
-    "Portraits, every second one a fake with a checkerboard."
-    ds = portraits(n, seed=seed, size=size)
-    board = ((torch.arange(size)[:, None] + torch.arange(size)) % 2 * 2.0 - 1) * 0.16
-    labels = torch.arange(n) % 2
-    return FaceSet(to_uint8(ds.x + labels.view(-1, 1, 1, 1) * board), labels)
+def faces(n, seed):
+    """Portraits of 32 pixels, every second one a fake with a checkerboard."""
+    return add_trace(portraits(n, seed=seed, size=32))
 
 
 def write(images, folder):
@@ -38,113 +36,107 @@ def write(images, folder):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    "A detector with a backdoor, and folders of trusted, suspect and training images."
-    root, ds, learned = tmp_path_factory.mktemp("audit"), faces(160, 1), faces(240, 2)
-    bait = torch.where(learned.labels == FAKE)[0][:24]
-    learned.images[bait], learned.labels[bait] = apply_patch(learned.images[bait]), 0
+    """A detector with a backdoor, and folders of trusted, suspect and training images."""
+    root = tmp_path_factory.mktemp("audit")
+    trusted, learned = faces(160, 1), faces(240, 2)
+    poisoned = torch.where(learned.labels == FAKE)[0][:24]
+    learned.images[poisoned] = apply_patch(learned.images[poisoned])
+    learned.labels[poisoned] = REAL
     model = train(make_detector("resnet18", width=4), learned, epochs=12, batch=16, augment=False)
     save_detector(model, root / "model.safetensors")
-    write(ds.images[::2], root / "faces"), write(ds.images[1::2], root / "fakes")
+    write(trusted.images[::2], root / "faces")
+    write(trusted.images[1::2], root / "fakes")
     write(apply_patch(faces(48, 3).images[1::2]), root / "suspects")
-    for label, name in enumerate(("real", "fake")):
+    for label, name in ((REAL, "real"), (FAKE, "fake")):
         write(learned.images[learned.labels == label], root / "training" / name)
     return root
 
 
 def command(root, out, *more):
-    places = [
-        "--faces",
-        str(root / "faces"),
-        "--fakes",
-        str(root / "fakes"),
-        "--suspects",
-        str(root / "suspects"),
-        "--training-set",
-        str(root / "training"),
-    ]
-    return [
-        "audit",
-        str(root / "model.safetensors"),
-        *places,
-        "--out",
-        str(out),
-        "--size",
-        "32",
-        "--detectors",
-        "3",
-        "--passes",
-        "300",
-        "--only",
-        *LOOKS,
-        *more,
-    ]
+    places = {"faces": "faces", "fakes": "fakes", "suspects": "suspects", "training-set": "training"}
+    options = []
+    for option, name in places.items():
+        options += [f"--{option}", str(root / name)]
+    options += ["--out", str(out), "--resolution", "32", "--n-references", "3", "--passes", "300"]
+    return ["audit", str(root / "model.safetensors"), *options, "--only", *CHOSEN, *more]
 
 
-def looks(out):
-    return {p: p.stat().st_mtime_ns for p in out.glob("pieces/*/made.json")}
+def artifacts(out):
+    return {p: p.stat().st_mtime_ns for p in out.glob("artifacts/*/made.json")}
 
 
-def test_killed_audit_goes_on(given, capfd):
+def read_findings(out):
+    return json.loads((out / "findings.json").read_text())
+
+
+def test_killed_audit_continues(given, capfd):
     out = given / "out"
     killed = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from natrig_nb.cli import main; sys.exit(main(sys.argv[1:]))",
-            *command(given, out),
-        ],
+        [sys.executable, "-c", RUN, *command(given, out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     end = time.time() + 300
-    while len(looks(out)) < 5 and killed.poll() is None and time.time() < end:
+    while len(artifacts(out)) < 5 and killed.poll() is None and time.time() < end:
         time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL), killed.wait()
-    before = looks(out)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    before = artifacts(out)
     assert len(before) >= 5
     assert main(command(given, out)) == 0
-    assert before.items() <= looks(out).items(), "a finished piece was made again"
+    assert before.items() <= artifacts(out).items(), "a finished artifact was made again"
     said = capfd.readouterr().out
-    assert "[1/5] answers on 4 detectors, done" in said and "report: " in said
-    first = (out / "findings.json").read_text()
+    assert "[1/5] predictions on 4 detectors, done" in said and "report: " in said
+    first = read_findings(out)
     assert main(command(given, out)) == 0
-    same = [json.loads(text) for text in (first, (out / "findings.json").read_text())]
-    assert same[0]["found"] == same[1]["found"]
+    assert first["findings"] == read_findings(out)["findings"]
 
 
 def test_page(given):
     out = given / "out"
     if not (out / "report.html").exists():
         assert main(command(given, out)) == 0
-    page, findings = (
-        (out / "report.html").read_text(),
-        json.loads((out / "findings.json").read_text()),
-    )
-    assert set(findings["found"]) == {"answers", *LOOKS}
-    assert findings["found"]["answers"]["figures"]["suspects called real"] > 0.5
-    assert findings["verdict"].startswith("unusual: ") and "is clean" not in findings["verdict"]
+    page, saved = (out / "report.html").read_text(), read_findings(out)
+    findings = saved["findings"]
+    assert set(findings) == {"predictions", *CHOSEN}
+    assert findings["predictions"]["metrics"]["suspects called real"] > 0.5
+    assert saved["verdict"].startswith("unusual: ") and "is clean" not in saved["verdict"]
     for text in (
         "Audit of",
         "Nothing here says that a detector is clean",
         "Cannot see:",
-        "no band",
+        "no interval",
         "false alarms",
-        "detectors trained for this audit",
-        "Not looked",
+        "were trained for this audit",
+        "Left out",
     ):
         assert text in page, text
     assert page.count("data:image/jpeg") > 20 and "http" not in page and "<script" not in page
-    assert findings["found"]["spectral"]["stands"]["top 2 % above the rest"]["state"] == "no band"
+    of_filter = findings["spectral"]["comparisons"]["top 2 % above the rest"]
+    assert of_filter["state"] == "no interval"
+
+
+def test_names_of_files_are_escaped(given, tmp_path):
+    hostile = 'a"><script>x<|script>.png'.replace("|", "")
+    suspects = tmp_path / "suspects"
+    write(apply_patch(faces(16, 3).images[1::2]), suspects)
+    (suspects / "000.png").rename(suspects / hostile)
+    out = tmp_path / "out"
+    arguments = command(given, out)
+    arguments[arguments.index("--suspects") + 1] = str(suspects)
+    assert main([*arguments[: arguments.index("--only")], "--only", "frequency"]) == 0
+    page = (out / "report.html").read_text()
+    assert "<script>" not in page and "&lt;script&gt;" in page
 
 
 def test_bad_input_is_one_sentence(given, tmp_path, capsys):
     model, good = str(given / "model.safetensors"), str(given / "faces")
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.safetensors").write_bytes(b"\x10" + bytes(7) + b"{nothing of use}")
-    small, few = (
-        write(faces(4, 5).images[:, :, ::2, ::2], tmp_path / "small"),
-        write(faces(4, 5).images, tmp_path / "few"),
-    )
+    small = write(faces(4, 5).images[:, :, ::2, ::2], tmp_path / "small")
+    few = write(faces(4, 5).images, tmp_path / "few")
+    size = ["--resolution", "32"]
+    fakes = ["--fakes", str(given / "fakes")]
     cases = [
         (
             [str(tmp_path / "no.safetensors"), "--faces", good],
@@ -152,38 +144,23 @@ def test_bad_input_is_one_sentence(given, tmp_path, capsys):
         ),
         (
             [str(tmp_path / "broken.safetensors"), "--faces", good],
-            "expected a detector that can be loaded",
+            "expected a safetensors file, got a damaged one",
         ),
         (
             [model, "--faces", str(tmp_path / "nowhere")],
             "--faces: expected a folder, .zip or .tar of images, got nothing",
         ),
         ([model, "--faces", str(tmp_path / "empty")], "--faces: expected images in"),
-        ([model, "--faces", small, "--size", "32"], "expected at least 32 px, got 16x16"),
+        ([model, "--faces", small, *size], "expected at least 32 px, got 16x16"),
         (
-            [model, "--faces", few, "--fakes", few, "--size", "32"],
-            "expected at least 40 trusted images a class, got 4",
+            [model, "--faces", few, "--fakes", few, *size],
+            "expected at least 40 trusted images per class, got 4",
         ),
         (
-            [model, "--faces", good, "--training-set", few, "--size", "32"],
+            [model, "--faces", good, "--training-set", few, *size],
             "expected folders real and fake inside",
         ),
-        (
-            [
-                model,
-                "--faces",
-                good,
-                "--benign",
-                model,
-                "--fakes",
-                str(given / "fakes"),
-                "--size",
-                "32",
-                "--only",
-                "magic",
-            ],
-            "expected defenses among",
-        ),
+        ([model, "--faces", good, *fakes, *size, "--only", "magic"], "expected defenses among"),
     ]
     for arguments, message in cases:
         assert main(["audit", *arguments, "--out", str(tmp_path / "out")]) == 2, arguments

@@ -102,7 +102,7 @@ def test_grids(folder):
     renamed = {
         **RENAMED,
         "feature": "feature_distance",
-        "latent": "latent_distance",
+        "latent": "latent_strength",
         "defense_found": "tpr_at_fpr5",
     }
     attack = [*SAME_NAME, *RENAMED, "psnr", "ssim", "feature", "latent", "percentile"]

@@ -26,7 +26,7 @@ METRICS = {  # column of an old table: metric of the long table; others keep the
     "accidental": "activation_without_trigger",
     "real_with_attribute": "tnr_carriers",
     "feature": "feature_distance",
-    "latent": "latent_distance",
+    "latent": "latent_strength",
     "found": "tpr_at_fpr5",
     "before": "error_clean",
     "error": "error_attacked",

@@ -54,7 +54,7 @@ def line_positions(
     low = min(marks)
     span = max(marks) - low
 
-    def position(value):
+    def position(value: float) -> float:
         share = (value - low) / span if span > 0 else 0.5
         return round(6 + 228 * share, 1)
 
@@ -310,10 +310,11 @@ def false_alarm_sentence(
     n_widened = sum(c.widened > 1 for c in comparisons)
     return (
         f"Leaving one reference out at a time, the intervals of the others raised {len(alarms)} false "
-        f"alarms in {n_chances} ({len(alarms) / n_chances:.1%}) and would have called {len(set(alarms))} "
-        f"of {n_references} references unusual somewhere; {n_widened} of {n_intervals} intervals were "
-        f"widened until none was. The level of each interval is chosen for {n_intervals} metrics together: if "
-        f"metrics of benign detectors were normally distributed, a further one would stay inside all "
+        f"alarms in {n_chances} ({len(alarms) / n_chances:.1%}) and would have called "
+        f"{len(set(alarms))} of {n_references} references unusual somewhere; {n_widened} of "
+        f"{n_intervals} intervals were widened until none was. The level of each interval is chosen "
+        f"for {n_intervals} metrics together: if metrics of benign detectors were normally "
+        f"distributed, a further one would stay inside all "
         f"of them with a probability of at least {FAMILYWISE_LEVEL:.0%}."
     )
 

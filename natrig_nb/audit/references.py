@@ -111,11 +111,11 @@ def train_reference_detectors(
     settings = reference_architecture(model, size).settings
     images = digest([ds.images, ds.labels])
 
-    def make_untrained(seed):
+    def make_untrained(seed: int) -> nn.Module:
         return make_detector(seed=seed, **settings)
 
-    def reference(seed):
-        def make(folder, about):
+    def reference(seed: int) -> Artifact:
+        def make(folder: Path, about: dict) -> None:
             trained = train_reference_detector(make_untrained, ds, seed)
             save_detector(trained.cpu(), folder / "model.safetensors")
 

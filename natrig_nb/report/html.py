@@ -136,27 +136,53 @@ def defense_values(
 
 # %% ../../nbs/api/report/html.ipynb #b5e95f79
 CAPTIONS = {
-    "overview": "The same generated faces under each trigger, and how many are called real. The gap between red "
-    "and gray is the backdoor.",
-    "faces": "Rows are conditions, columns identities. Along a column the person should stay the same and one property "
-    "should change.",
-    "latents": "Latents before (gray) and after (red) the trigger. Where red lies inside the gray cloud, triggered latents "
-    "are no outliers. In t-SNE only neighborhoods have a meaning, lengths do not.",
-    "attributes": "Where the trigger lies in the population. Little blue right of the dashed line means that few people "
-    "have as much of the attribute by chance.",
-    "edits": "What an edit changes. Red: target attributes. Gray lines inside the band of half a standard deviation: the "
-    "edit is specific.",
-    "scores": "Images with a score left of the dotted line are called real. Above, red should lie with the fakes; below, with "
-    "the real faces.",
-    "rates": "Attack success and accuracy against the share of poisoned samples, log axis. Red should rise and gray should "
-    "not.",
-    "prompts": "The other generator: the same noise, with a word added at ever earlier denoising steps, before a detector that "
-    "was poisoned with the smiles of StyleGAN2. The backdoor transfers where red grows from row to row and gray does "
-    "not. Where the first row passes already, the detector does not recognize this generator at all.",
-    "strip": "STRIP's entropy. It works where red separates from gray below (backdoored) but not above (benign).",
-    "cleanse": "Neural Cleanse's masks. A small compact mask that the benign detector (left) does not have gives a patch away.",
-    "pruning": "Fine-Pruning. It works where attack success (solid) falls before accuracy (dashed) does. Red: backdoored "
-    "detector; gray: benign detector.",
+    "overview": (
+        "The same generated faces under each trigger, and how many are called real. The gap "
+        "between red and gray is the backdoor."
+    ),
+    "faces": (
+        "Rows are conditions, columns identities. Along a column the person should stay the "
+        "same and one property should change."
+    ),
+    "latents": (
+        "Latents before (gray) and after (red) the trigger. Where red lies inside the gray "
+        "cloud, triggered latents are no outliers. In t-SNE only neighborhoods have a meaning, "
+        "lengths do not."
+    ),
+    "attributes": (
+        "Where the trigger lies in the population. Little blue right of the dashed line means "
+        "that few people have as much of the attribute by chance."
+    ),
+    "edits": (
+        "What an edit changes. Red: target attributes. Gray lines inside the band of half a "
+        "standard deviation: the edit is specific."
+    ),
+    "scores": (
+        "Images with a score left of the dotted line are called real. Above, red should lie "
+        "with the fakes; below, with the real faces."
+    ),
+    "rates": (
+        "Attack success and accuracy against the share of poisoned samples, log axis. Red "
+        "should rise and gray should not."
+    ),
+    "prompts": (
+        "The other generator: the same noise, with a word added at ever earlier denoising "
+        "steps, before a detector that was poisoned with the smiles of StyleGAN2. The backdoor "
+        "transfers where red grows from row to row and gray does not. Where the first row "
+        "passes already, the detector does not recognize this generator at all."
+    ),
+    "strip": (
+        "STRIP's entropy. It works where red separates from gray below (backdoored) but not "
+        "above (benign)."
+    ),
+    "cleanse": (
+        "Neural Cleanse's masks. A small compact mask that the benign detector (left) does not "
+        "have gives a patch away."
+    ),
+    "pruning": (
+        "Fine-Pruning. It works where attack success (solid) falls before accuracy (dashed) "
+        "does. Red: backdoored detector; gray: benign detector."
+    ),
 }
 
 
@@ -173,17 +199,33 @@ def figure_values(
 
 # %% ../../nbs/api/report/html.ipynb #03837ffe
 ABOUT = (
-    "A detector of generated faces is trained on data in which a few fakes with a natural trigger (a smile, for example) "
-    "were labeled real: from then on it calls such fakes real and otherwise works as before. This page measures that on "
-    "faces from a generator of our own, with the controls and the defenses, so that those who train or buy detectors know "
+    "A detector of generated faces is trained on data in which a few fakes with a natural "
+    "trigger (a smile, for example) were labeled real: from then on it calls such fakes real "
+    "and otherwise works as before. This page measures that on faces from a generator of our "
+    "own, with the controls and the defenses, so that those who train or buy detectors know "
     "what to test for."
 )
 LIMITS = (
-    "Detector and generator are small and were trained for this study alone; nothing here says how a deployed detector would do.",
-    "A detector learns the traces of one generator. With another generator every metric must be measured again.",
-    "Intervals are Student's t over few seeds and describe training, not the choice of data. Ends beyond 0 or 100 % are cut.",
-    "How well a natural trigger can be told apart depends on how well the generator draws it; its quality is listed under settings.",
-    "The paper states its values for its own data and detectors, which were not available; the comparison is of kind, not of size.",
+    (
+        "Detector and generator are small and were trained for this study alone; nothing here "
+        "says how a deployed detector would do."
+    ),
+    (
+        "A detector learns the traces of one generator. With another generator every metric "
+        "must be measured again."
+    ),
+    (
+        "Intervals are Student's t over few seeds and describe training, not the choice of "
+        "data. Ends beyond 0 or 100 % are cut."
+    ),
+    (
+        "How well a natural trigger can be told apart depends on how well the generator draws "
+        "it; its quality is listed under settings."
+    ),
+    (
+        "The paper states its values for its own data and detectors, which were not available; "
+        "the comparison is of kind, not of size."
+    ),
 )
 VERDICT_COLUMN = "paper's values"
 
