@@ -3,19 +3,19 @@
 # %% auto #0
 __all__ = ['N_TRANSFORMED', 'N_BENIGN_ANSWERS', 'SHARED_KINDS', 'Cell', 'generator_label', 'case_columns', 'identity',
            'defense_of', 'make_carriers', 'load_carriers', 'carriers_artifact', 'metric_row', 'attack_rows',
-           'transform_rows', 'measure_attack', 'found_columns', 'attack_measurement', 'trigger_source',
-           'attack_artifacts', 'make_inspection', 'detail_tensors', 'load_inspection', 'inspection_artifact',
+           'transform_rows', 'measure_attack', 'found_columns', 'AttackArtifacts', 'attack_artifacts',
+           'attack_measurement', 'make_inspection', 'detail_tensors', 'load_inspection', 'inspection_artifact',
            'run_function', 'same_weights', 'is_benign', 'sharing_benign_answers', 'with_known_answers', 'defense_case',
            'measure_defense', 'defense_row', 'defense_settings', 'defense_columns', 'defense_functions',
            'defense_measurement', 'inspection_of', 'reference_artifacts', 'measurements_of']
 
-# %% ../../nbs/api/runs/measurements.ipynb #326653ea
+# %% ../../nbs/api/runs/measurements.ipynb #b0c4e80b
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,11 +36,10 @@ from natrig_nb.runs.config import (
     EvaluationConfig,
     GeneratorConfig,
     RunConfig,
-    TriggerConfig,
-    VictimConfig,
 )
 from natrig_nb.runs.preparation import (
     Recipes,
+    available_triggers,
     generator_code,
     generator_file,
     generator_settings,
@@ -122,7 +121,7 @@ def defense_of(name: str) -> Defense:
     "The defense of that name."
     return defense_specs()[name]
 
-# %% ../../nbs/api/runs/measurements.ipynb #585d721b
+# %% ../../nbs/api/runs/measurements.ipynb #61c72874
 def make_carriers(
     folder: Path,
     splits: Path,
@@ -153,15 +152,13 @@ def carriers_artifact(
     recipes: Recipes,
     data: DataConfig,
     generator: GeneratorConfig,
-    triggers: TriggerConfig,
-    name: str,  # of the trigger
-    strength: float | None,
+    trigger: Artifact,
     share: float,
 ) -> Artifact:
     "Test images that carry a trigger by nature."
     inputs: dict[str, Artifact | Path | None] = {
         "splits": splits_artifact(recipes, data, generator),
-        "trigger": trigger_artifact(recipes, data, generator, triggers, name, strength),
+        "trigger": trigger,
     }
     settings: dict[str, Any] = {"share": share}
     if generator.fakes:
@@ -171,7 +168,7 @@ def carriers_artifact(
     settings |= generator_settings(generator)
     return recipe("carriers", make_carriers, inputs, settings, generator_code(generator))
 
-# %% ../../nbs/api/runs/measurements.ipynb #b727c3fa
+# %% ../../nbs/api/runs/measurements.ipynb #94977ff7
 N_TRANSFORMED = 300  # triggered fakes whose success is measured after image transforms
 
 
@@ -243,41 +240,60 @@ def found_columns(trigger: Path) -> dict[str, Any]:
     return {"space": str(found.space), "strength": float(found.strength)}
 
 
-def attack_measurement(recipes: Recipes, cell: Cell, experiment: str) -> Measurement:
+class AttackArtifacts(NamedTuple):
+    "What an attack is measured on, in the order in which measurements take it."
+
+    splits: Artifact
+    benign: Artifact
+    victim: Artifact
+    trigger: Artifact
+    triggered: Artifact  # test fakes with the trigger
+    poisoned: Artifact  # poisoned training samples
+
+
+def attack_artifacts(
+    recipes: Recipes,
+    cell: Cell,
+    trigger: Artifact | None = None,  # in place of the one that the cell names
+) -> AttackArtifacts:
+    "The artifacts of a cell."
+    cfg = cell.cfg
+    source, seed = (recipes, cfg.data, cfg.generator), cell.seed
+    if trigger is None:
+        trigger = trigger_artifact(*source, cfg.triggers, cell.trigger, cell.strength)
+    specs = looked_up(recipes, available_triggers, cfg.triggers, cfg.generator)
+    poisoning = tuple(specs[cell.trigger].poisoning.items())
+    poisoned = poisoned_artifact(*source, cfg.attack, trigger, poisoning, seed)
+    return AttackArtifacts(
+        splits_artifact(*source),
+        benign_artifact(*source, cfg.victim, seed),
+        victim_artifact(*source, cfg.victim, poisoned, seed),
+        trigger,
+        triggered_artifact(*source, trigger),
+        poisoned,
+    )
+
+
+def attack_measurement(
+    recipes: Recipes,
+    cell: Cell,
+    experiment: str,  # name in the table
+    artifacts: AttackArtifacts | None = None,  # in place of those of the cell
+    **columns,  # further columns of the table, e.g. detail
+) -> Measurement:
     "The measurement of an attack."
-    cfg, source = cell.cfg, trigger_source(cell)
-    share = cfg.evaluation.carrier_share
+    cfg, share = cell.cfg, cell.cfg.evaluation.carrier_share
+    source = (recipes, cfg.data, cfg.generator)
+    found = artifacts or attack_artifacts(recipes, cell)
     inputs = (
-        *attack_artifacts(recipes, cell)[:5],
-        visibility_artifact(recipes, *source),
-        carriers_artifact(recipes, *source, share),
+        *found[:5],
+        visibility_artifact(*source, found.trigger),
+        carriers_artifact(*source, found.trigger, share),
     )
     parts = (cfg.data, cfg.generator, cfg.triggers, cfg.victim, EvaluationConfig(1, share))
     settings = {"identity": looked_up(recipes, identity, *parts)}
-    columns = case_columns(recipes, cell, experiment)
-    return Measurement(columns, measure_attack, settings, inputs, (), "attack")
-
-
-def trigger_source(cell: Cell) -> tuple:
-    "What a trigger and the images with it depend on."
-    cfg = cell.cfg
-    return cfg.data, cfg.generator, cfg.triggers, cell.trigger, cell.strength
-
-
-def attack_artifacts(recipes: Recipes, cell: Cell) -> tuple[Artifact, ...]:
-    "Splits, benign model, victim, trigger, triggered images and poisoned samples of a cell."
-    cfg, source = cell.cfg, trigger_source(cell)
-    data, generator, triggers, *name = source
-    return (
-        splits_artifact(recipes, data, generator),
-        benign_artifact(recipes, data, generator, cfg.victim, cell.seed),
-        victim_artifact(
-            recipes, data, generator, triggers, cfg.victim, cfg.attack, *name, cell.seed
-        ),
-        trigger_artifact(recipes, *source),
-        triggered_artifact(recipes, *source),
-        poisoned_artifact(recipes, data, generator, triggers, cfg.attack, *name, cell.seed),
-    )
+    case = case_columns(recipes, cell, experiment) | columns
+    return Measurement(case, measure_attack, settings, inputs, (), "attack")
 
 # %% ../../nbs/api/runs/measurements.ipynb #3b98f001
 def make_inspection(
@@ -389,7 +405,7 @@ def with_known_answers(
 
     return replace(defense, run=run)
 
-# %% ../../nbs/api/runs/measurements.ipynb #9f618a76
+# %% ../../nbs/api/runs/measurements.ipynb #0ebb002f
 def defense_case(
     settings: dict[str, Any],  # of the measurement
     splits: Path,
@@ -500,7 +516,7 @@ def defense_measurement(
     further: tuple[Artifact, ...] = ()
     if spec.kind == Kind.INSPECT:
         references = reference_artifacts(recipes, cell, n_references)
-        asked = (artifacts[2], artifacts[1], *references)
+        asked = (artifacts.victim, artifacts.benign, *references)
         further = (*references, *(inspection_of(recipes, cell, model) for model in asked))
     return Measurement(
         defense_columns(recipes, cell, experiment, settings),

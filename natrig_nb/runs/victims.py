@@ -6,7 +6,7 @@ __all__ = ['detector_settings', 'victim_label', 'untrained_detector', 'train_and
            'rendering_recipe', 'triggered_artifact', 'make_visibility', 'visibility_artifact', 'make_poisoned',
            'load_poisoned', 'poisoned_artifact', 'make_victim', 'victim_artifact']
 
-# %% ../../nbs/api/runs/victims.ipynb #16dbf382
+# %% ../../nbs/api/runs/victims.ipynb #527bbc4c
 import json
 import re
 from collections.abc import Callable
@@ -30,12 +30,10 @@ from natrig_nb.runs.config import (
     AttackConfig,
     DataConfig,
     GeneratorConfig,
-    TriggerConfig,
     VictimConfig,
 )
 from natrig_nb.runs.preparation import (
     Recipes,
-    available_triggers,
     generator_code,
     generator_file,
     generator_settings,
@@ -49,7 +47,6 @@ from natrig_nb.runs.preparation import (
     recipe,
     splits_artifact,
     substitute_artifact,
-    trigger_artifact,
 )
 
 from ..attack.run import poison_training_set, train_detector, with_trigger
@@ -143,7 +140,7 @@ def benign_artifact(
     kind = kind_of("benign", victim_label(victim, data.resolution))
     return recipe(kind, make_benign, inputs, settings, detector_code(victim))
 
-# %% ../../nbs/api/runs/victims.ipynb #00595bdf
+# %% ../../nbs/api/runs/victims.ipynb #0512e203
 def make_triggered(
     folder: Path,
     splits: Path,
@@ -193,16 +190,13 @@ def triggered_artifact(
     recipes: Recipes,
     data: DataConfig,
     generator: GeneratorConfig,
-    triggers: TriggerConfig,
-    name: str,  # of the trigger
-    strength: float | None = None,  # None leaves what the search finds
+    trigger: Artifact,
 ) -> Artifact:
     "All test fakes with the trigger."
-    trigger = trigger_artifact(recipes, data, generator, triggers, name, strength)
     inputs, settings, code = rendering_recipe(recipes, data, generator, trigger)
     return recipe("triggered", make_triggered, inputs, settings, code)
 
-# %% ../../nbs/api/runs/victims.ipynb #328d13e5
+# %% ../../nbs/api/runs/victims.ipynb #bbf3d08f
 def make_visibility(
     folder: Path,
     splits: Path,
@@ -224,22 +218,20 @@ def visibility_artifact(
     recipes: Recipes,
     data: DataConfig,
     generator: GeneratorConfig,
-    triggers: TriggerConfig,
-    name: str,  # of the trigger
-    strength: float | None = None,  # None leaves what the search finds
+    trigger: Artifact,
 ) -> Artifact:
     "How visible a trigger is."
     inputs: dict[str, Artifact | Path | None] = {
         "splits": splits_artifact(recipes, data, generator),
-        "trigger": trigger_artifact(recipes, data, generator, triggers, name, strength),
-        "triggered": triggered_artifact(recipes, data, generator, triggers, name, strength),
+        "trigger": trigger,
+        "triggered": triggered_artifact(recipes, data, generator, trigger),
     }
     if not generator.fakes:
         inputs["population"] = population_artifact(recipes, data)
         inputs["attribute_net"] = resolve(data.attribute_net)
     return recipe("visibility", make_visibility, inputs)
 
-# %% ../../nbs/api/runs/victims.ipynb #fa028cf4
+# %% ../../nbs/api/runs/victims.ipynb #7a144858
 def make_poisoned(
     folder: Path,
     splits: Path,
@@ -291,16 +283,13 @@ def poisoned_artifact(
     recipes: Recipes,
     data: DataConfig,
     generator: GeneratorConfig,
-    triggers: TriggerConfig,
     attack: AttackConfig,
-    name: str,  # of the trigger
-    strength: float | None,
+    trigger: Artifact,
+    poisoning: tuple[tuple[str, Any], ...],  # further settings, by the spec of the trigger
     seed: int,
 ) -> Artifact:
     "The poisoned samples of one attack."
-    trigger = trigger_artifact(recipes, data, generator, triggers, name, strength)
     inputs, settings, code = rendering_recipe(recipes, data, generator, trigger)
-    spec = looked_up(recipes, available_triggers, triggers, generator)[name]
     if attack.label_mode == "clean-hardened":
         inputs["substitute"] = substitute_artifact(recipes, data, generator)
     settings = {
@@ -308,11 +297,11 @@ def poisoned_artifact(
         "rate": attack.poison_rate,
         "label_mode": attack.label_mode,
         "seed": seed,
-        "poisoning": dict(spec.poisoning),
+        "poisoning": dict(poisoning),
     }
     return recipe("poisoned", make_poisoned, inputs, settings, code)
 
-# %% ../../nbs/api/runs/victims.ipynb #5ff4b894
+# %% ../../nbs/api/runs/victims.ipynb #ac9c321d
 def make_victim(folder: Path, splits: Path, poisoned: Path, **settings) -> None:
     "Train on poisoned data."
     train_and_save(folder, load_poisoned(poisoned, load_splits(splits).train), **settings)
@@ -323,20 +312,12 @@ def victim_artifact(
     recipes: Recipes,
     data: DataConfig,
     generator: GeneratorConfig,
-    triggers: TriggerConfig,
     victim: VictimConfig,
-    attack: AttackConfig,
-    name: str,  # of the trigger
-    strength: float | None,
+    poisoned: Artifact,
     seed: int,
 ) -> Artifact:
     "The victim of one attack."
-    inputs = {
-        "splits": splits_artifact(recipes, data, generator),
-        "poisoned": poisoned_artifact(
-            recipes, data, generator, triggers, attack, name, strength, seed
-        ),
-    }
+    inputs = {"splits": splits_artifact(recipes, data, generator), "poisoned": poisoned}
     settings = looked_up(recipes, training_settings, victim, data.resolution, seed)
     label = looked_up(recipes, victim_label, victim, data.resolution)
     code = looked_up(recipes, detector_code, victim)

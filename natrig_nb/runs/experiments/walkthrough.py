@@ -128,13 +128,13 @@ def walkthrough(
 def publish_detectors(recipes: Recipes, cfg: RunConfig, out: str | Path) -> None:
     "Give detectors and manifests the names that people look for."
     for cell in attack_cells(cfg):
-        _, benign, victim, _, _, poisoned = (a.folder(out) for a in attack_artifacts(recipes, cell))
-        names = {f"benign-{cell.seed}": benign, f"{cell.trigger}-{cell.seed}": victim}
-        for name, folder in names.items():
-            target = Path(out) / "models" / f"{name}.safetensors"
-            link_file(folder / "model.safetensors", target)
+        attack = attack_artifacts(recipes, cell)
+        for name, artifact in (("benign", attack.benign), (cell.trigger, attack.victim)):
+            target = Path(out) / "models" / f"{name}-{cell.seed}.safetensors"
+            link_file(artifact.folder(out) / "model.safetensors", target)
         manifest = f"{cell.trigger}-{cfg.attack.poison_rate:g}-{cell.seed}.csv"
-        link_file(poisoned / "manifest.csv", Path(out) / "manifests" / manifest)
+        source = attack.poisoned.folder(out) / "manifest.csv"
+        link_file(source, Path(out) / "manifests" / manifest)
 
 
 def write_rates(cfg: RunConfig, out: str | Path) -> pd.DataFrame:

@@ -314,7 +314,7 @@ def make_prompt_record(
     table.to_csv(folder / "prompts.csv", index=False)
     write_arrays(folder / "prompts.npz", arrays)
 
-# %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #5c8cda39
+# %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #e6e9f641
 class Answer(NamedTuple):
     "What a defense said about one detector."
 
@@ -396,8 +396,7 @@ RECORDED = {"strip": make_strip_record, "pruning": make_pruning_record}  # defen
 
 def recorded_artifact(recipes: Recipes, cell: Cell) -> Artifact:
     "The recorded evaluation of a defense."
-    names = ("splits", "benign", "victim", "trigger", "triggered", "poisoned")
-    inputs = dict(zip(names, attack_artifacts(recipes, cell)))
+    inputs = attack_artifacts(recipes, cell)._asdict()
     settings = {"settings": defense_settings(recipes, cell, 0)}
     make = RECORDED[cell.defense]
     return recipe(cell.defense, make, inputs, settings, defense_functions(recipes, cell))
@@ -406,7 +405,7 @@ def recorded_artifact(recipes: Recipes, cell: Cell) -> Artifact:
 def recorded_measurement(recipes: Recipes, cell: Cell, experiment: str) -> Measurement:
     "The measurement of a recorded defense."
     settings = defense_settings(recipes, cell, 0)
-    inputs = (recorded_artifact(recipes, cell), attack_artifacts(recipes, cell)[3])
+    inputs = (recorded_artifact(recipes, cell), attack_artifacts(recipes, cell).trigger)
     columns = defense_columns(recipes, cell, experiment, settings)
     return Measurement(columns, measure_recorded, settings, inputs, (), "recorded rows")
 
@@ -426,7 +425,7 @@ def make_masks_record(folder: Path, **inputs: Path) -> None:
     answers = paths_of("answer", inputs)
     write_arrays(folder / "cleanse.npz", masks_record(dict(zip(names, answers))))
 
-# %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #954a930d
+# %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #1b177207
 def record_artifacts(
     recipes: Recipes,
     cfg: RunConfig,
@@ -435,17 +434,17 @@ def record_artifacts(
     "The records that the figures of a walkthrough are drawn from."
     cells = [Cell(cfg, name) for name in names]
     attacks = [attack_artifacts(recipes, cell) for cell in cells]
-    splits, benign = attacks[0][:2]
-    triggers, triggered = [a[3] for a in attacks], [a[4] for a in attacks]
+    splits, benign = attacks[0].splits, attacks[0].benign
+    triggers, triggered = [a.trigger for a in attacks], [a.triggered for a in attacks]
     pairs = numbered("trigger", triggers) | numbered("triggered", triggered)
     records = [recipe("record-faces", make_faces_record, {"splits": splits, **pairs})]
-    for _, _, victim, trigger, images, _ in attacks:
-        inputs = {"splits": splits, "trigger": trigger, "triggered": images}
-        inputs |= {"benign": benign, "victim": victim}
+    for attack in attacks:
+        inputs = {"splits": splits, "trigger": attack.trigger, "triggered": attack.triggered}
+        inputs |= {"benign": benign, "victim": attack.victim}
         records.append(recipe("record-scores", make_scores_record, inputs))
     inspected = [replace(cell, defense="cleanse") for cell in cells]
     answers = [inspection_of(recipes, inspected[0], benign)]
-    answers += [inspection_of(recipes, c, a[2]) for c, a in zip(inspected, attacks)]
+    answers += [inspection_of(recipes, c, a.victim) for c, a in zip(inspected, attacks)]
     inputs = numbered("trigger", triggers) | numbered("answer", answers)
     records.append(recipe("record-masks", make_masks_record, inputs))
     if cfg.generator.fakes:
@@ -457,9 +456,9 @@ def _natural_records(recipes, cfg, names, attacks):
     "Records of what natural triggers do to latents and attributes."
     specs = available_triggers(cfg.triggers, cfg.generator)
     natural = [a for name, a in zip(names, attacks) if not specs[name].painted]
-    splits, net = attacks[0][0], resolve(cfg.data.attribute_net)
-    triggers = numbered("trigger", [a[3] for a in natural])
-    pairs = triggers | numbered("triggered", [a[4] for a in natural])
+    splits, net = attacks[0].splits, resolve(cfg.data.attribute_net)
+    triggers = numbered("trigger", [a.trigger for a in natural])
+    pairs = triggers | numbered("triggered", [a.triggered for a in natural])
     records = []
     if offers_latents(cfg.generator):
         inputs = {"splits": splits, **triggers}
@@ -469,7 +468,7 @@ def _natural_records(recipes, cfg, names, attacks):
     records.append(recipe("record-attributes", make_attributes_record, inputs))
     settings, code = generator_settings(cfg.generator), generator_code(cfg.generator)
     for attack in natural:
-        inputs = {"splits": splits, "trigger": attack[3], "attribute_net": net}
+        inputs = {"splits": splits, "trigger": attack.trigger, "attribute_net": net}
         inputs["generator"] = generator_file(cfg.generator)
         records.append(recipe("record-edits", make_edits_record, inputs, settings, code))
     return records
@@ -482,10 +481,10 @@ def prompt_artifact(
 ) -> Artifact:
     "The record about another generator, the small Stable Diffusion of portraits."
     other = PRESETS["diffusion"].generator
-    _, benign, victim, *_ = attack_artifacts(recipes, Cell(cfg, trigger))
+    attack = attack_artifacts(recipes, Cell(cfg, trigger))
     inputs = {
-        "benign": benign,
-        "victim": victim,
+        "benign": attack.benign,
+        "victim": attack.victim,
         "attribute_net": resolve(cfg.data.attribute_net),
         "generator": generator_file(other),
     }
