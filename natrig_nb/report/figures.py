@@ -398,11 +398,6 @@ def figure_rates(
     attacks = of_attacks(read_run(out))
     attacks = attacks[attacks.label == "dirty"]
     rates = np.sort(attacks.rate.unique())
-    if len(rates) < 2:
-        raise FileNotFoundError(
-            f"expected several poisoning rates in {out}, got {len(rates)}; "
-            f"measure them with: natrig walkthrough --out {out} --rates 0.005 0.01"
-        )
     success = attacks[attacks.metric == "asr"]
     drop = attacks[attacks.metric == "ba_drop"]
     triggers = attacks.trigger.unique()
