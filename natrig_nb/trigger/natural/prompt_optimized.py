@@ -91,7 +91,8 @@ def optimize_prompt(
 def _render_with_late_offset(generator, latents, delta, last):
     "Images (n,3,r,r) that are differentiable in `delta`, which the last steps add to the prompt."
     state = initial_state(generator, latents.noise)
-    steps = len(state[1].timesteps)
+    timesteps = state.scheduler.timesteps  # pyright: ignore[reportAttributeAccessIssue]
+    steps = len(timesteps)
     neutral = latents.neutral
     late = {key: value + delta.get(key, 0) for key, value in neutral.items()}
     with torch.no_grad():
@@ -99,7 +100,7 @@ def _render_with_late_offset(generator, latents, delta, last):
             state = denoise_step(generator, state, step, neutral)
     for step in range(steps - last, steps):
         state = denoise_step(generator, state, step, late)
-    return decode_latents(generator, state[0])
+    return decode_latents(generator, state.x)
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #58cb95fe
 def _find(context: SearchContext) -> Trigger:
