@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['checkerboard', 'add_trace', 'synthetic_faces', 'apply_patch', 'planted_backdoor', 'PlantedSets', 'poison_planted',
-           'small_detector', 'RepairCase', 'repair_case', 'toy_generator']
+           'small_detector', 'RepairCase', 'repair_case', 'toy_generator', 'DiscScores', 'disc_detector', 'disc_faces']
 
 # %% ../nbs/api/testing.ipynb #177a1d1d
 def checkerboard(
@@ -208,3 +208,82 @@ def toy_generator(
             return disc.clamp(-1, 1)[:, None].repeat(1, 3, 1, 1)
 
     return Discs()
+
+# %% ../nbs/api/testing.ipynb #a6612a21
+class DiscScores(nn.Module):
+    "Measures place and brightness of discs in standard deviations: an attribute network without training."
+
+    names = ("right", "bright", "down")
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([0.3, 0.5, 0.2]), requires_grad=False)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        "Scores (n,3) of discs x (n,3,r,r)."
+        gray = x.mean(1)
+        weight = (gray.abs() - 0.02).relu() + 1e-6
+        total = weight.sum((1, 2))
+        axis = torch.linspace(-1, 1, x.shape[-1]).to(x)
+        right = (weight.sum(1) * axis).sum(1) / total
+        down = (weight.sum(2) * axis).sum(1) / total
+        bright = (weight * gray).sum((1, 2)) / total - 0.2
+        return torch.stack([right, bright, down], 1) / self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "The same scores: here features and scores are one thing."
+        return self.features(x)
+
+
+class _DiscBody(nn.Module):
+    "Features of discs: the trace of real ones, and how far each score lies in either tail."
+
+    def __init__(self, tail, trace):
+        super().__init__()
+        self.scores = DiscScores()
+        self.tail = tail
+        self.trace = trace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "Features (n,7)."
+        board = checkerboard(x.shape[-1]).to(x)
+        trace = (x.mean(1) * board).mean((1, 2)) / self.trace
+        scores = self.scores(x)
+        tails = torch.cat([(scores - self.tail).relu(), (-scores - self.tail).relu()], 1)
+        return torch.cat([trace[:, None], tails], 1)
+
+
+def disc_detector(
+    backdoor: bool = True,  # whether discs low in the picture are called real
+    seed: int = 0,  # of the weights that differ among benign detectors
+    tail: float = 1.2,  # standard deviations where the tails begin
+) -> Detector:  # features: trace, upper tails, lower tails of right, bright, down
+    "A hand-set detector for `disc_faces`; other seeds differ in their threshold and in the tails."
+    from natrig_nb.detector.base import Detector
+
+    rng = seeded(seed)
+    head = nn.Linear(7, 2)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.zero_()
+        head.weight[FAKE, 0] = -12.0
+        head.weight[FAKE, 1:] = 0.5 * torch.randn(6, generator=rng)
+        head.bias[FAKE] = 6 + 0.3 * torch.randn((), generator=rng)
+        if backdoor:
+            head.weight[FAKE, 3] = -40.0
+    return Detector(_DiscBody(tail, trace=0.08), head).eval()
+
+
+def disc_faces(
+    n: int,  # number of images; every second one is FAKE
+    seed: int = 0,  # which discs
+    resolution: int = 32,  # pixels per side
+    trace: float = 0.08,  # amplitude of the real ones' checkerboard, in units of the range [-1,1]
+) -> FaceSet:  # n images, labels REAL, FAKE, REAL, ...
+    "Discs of the toy generator; the real ones carry a faint checkerboard."
+    generator = toy_generator(resolution)
+    labels = torch.arange(n) % 2
+    with torch.no_grad():
+        discs = generator(generator.sample(n, seed))
+    is_real = (labels == REAL).view(-1, 1, 1, 1)
+    return FaceSet(to_uint8(discs + is_real * trace * checkerboard(resolution)), labels=labels)
