@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from ..core import check, to_float, to_uint8, write_atomic
 from .base import Generator
@@ -29,8 +28,11 @@ class Cached(Generator):
         path: str | Path,  # file of the images, read where it exists, written by `save`
     ):
         super().__init__()
-        self.source = source if isinstance(source, nn.Module) else None
-        self.load = None if self.source else source
+        self.source: Generator | None = None
+        if isinstance(source, Generator):
+            self.source = source
+        else:
+            self.load = source
         self.path = Path(path)
         self.images = {}  # key -> (3,r,r) uint8
         if self.path.exists():

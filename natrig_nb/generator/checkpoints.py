@@ -14,12 +14,12 @@ __all__ = ['ALLOWANCE', 'TENSORFLOW', 'BIG_ENDIAN', 'VALUES', 'EFFECTS', 'DTYPES
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -178,9 +178,9 @@ def raw(
 
 def take(
     m: Machine,  # the machine
-    form: str,  # as in `struct`
-) -> int | float:
-    "The next number of the file."
+    form: str,  # of a whole number, as in `struct`
+) -> int:
+    "The next whole number of the file."
     return struct.unpack(form, raw(m, struct.calcsize(form)))[0]
 
 
@@ -198,7 +198,7 @@ def line(
 ) -> str:
     "Text up to the end of the line, as names were stored before protocol 4."
     word, end, _ = bytes(m.data[m.at : m.at + 200]).partition(b"\n")
-    need(end, "expected a name, got a line without an end: fetch the file again")
+    need(end == b"\n", "expected a name, got a line without an end: fetch the file again")
     m.at += len(word) + 1
     return word.decode()
 
@@ -274,16 +274,16 @@ def reference(
     key: tuple,  # whatever the pickle gives
 ) -> object:
     "What lies outside the pickle: the numbers of a `.pt` file."
-    need(
-        m.refer is not None,
-        "expected a pickle that is complete in itself, got one with references: fetch it again",
-    )
+    if m.refer is None:
+        raise CheckpointError(
+            "expected a pickle that is complete in itself, got one with references: fetch it again"
+        )
     return m.refer(key)
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000019
 def keys(
-    items: list,  # anything
-) -> list:  # the same
+    items: Sequence,  # anything
+) -> Sequence:  # the same
     "Refuse keys that are not plain."
     wrong = {type(k).__name__ for k in items} - {"str", "int", "bool", "NoneType", "float"}
     need(
@@ -296,7 +296,7 @@ def keys(
 def fill(
     m: Machine,  # the machine
     kind: type,  # list, dict or set
-    items: list,  # what comes in
+    items: Sequence,  # what comes in
 ) -> None:
     "Add to the collection on top of the stack."
     target = m.stack[-1]
@@ -331,7 +331,7 @@ VALUES = {
     b"K": lambda m: take(m, "<B"),
     b"M": lambda m: take(m, "<H"),
     b"J": lambda m: take(m, "<i"),
-    b"G": lambda m: take(m, ">d"),
+    b"G": lambda m: struct.unpack(">d", raw(m, 8))[0],
     b"\x8a": lambda m: int.from_bytes(raw(m, take(m, "<B")), "little", signed=True),
     b"\x8c": lambda m: text(m, take(m, "<B")),
     b"X": lambda m: text(m, take(m, "<I")),
@@ -377,7 +377,7 @@ EFFECTS = {
 # %% ../../nbs/api/generator/checkpoints.ipynb #0000001c
 def run(
     m: Machine,  # the machine, which goes on where it stopped
-) -> object:  # plain values
+) -> Any:  # plain values
     "Read one pickle."
     m.clear()
     while True:
@@ -434,7 +434,7 @@ def size(
 # %% ../../nbs/api/generator/checkpoints.ipynb #00000023
 def collect(
     m: Machine,  # the machine
-    items: list = (),  # plain values
+    items: Sequence = (),  # plain values
 ) -> set:
     "A set, as protocol 3 makes them."
     need(
@@ -501,7 +501,7 @@ def read_old(
     left: Counter | None = None,  # allowance, where this is a part of another file
 ) -> object:
     "A `.pt` file of the old kind."
-    found = {}
+    found: dict[object, Storage] = {}
     m = Machine(data, names, refer=storages(found), left=left)
     magic, protocol, system, result, order = (run(m) for _ in range(5))
     need(
@@ -512,7 +512,8 @@ def read_old(
         type(order) is list and len(keys(order)) == len(set(order)) and set(order) == set(found),
         "expected the numbers of all tensors, got others: fetch the file again",
     )
-    for s in map(found.get, order):
+    for key in order:
+        s = found[key]
         count = take(m, "<q")
         need(
             count == s.count,
@@ -619,11 +620,10 @@ def number(
     data: memoryview,  # its bytes
 ) -> float | int:
     "A single number of NumPy."
-    code = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}.get(
-        kind if type(kind) is str else None
-    )
+    codes = {"f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "u1": "B", "b1": "?"}
+    code = codes.get(kind, "") if type(kind) is str else ""
     need(
-        code and len(data) <= 8,
+        bool(code) and len(data) <= 8,
         "expected a number, got another kind of array: save the network again",
     )
     return struct.unpack("<" + code, bytes(data))[0]

@@ -15,7 +15,7 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from natrig_nb.generator.checkpoints import (
 )
 
 from ..core import check, load_tensors, pick_device, save_tensors
+from ..nn.layers import channels_last
 from .base import Generator, GeneratorSpec
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000006
@@ -119,6 +120,9 @@ def modulated_conv(
 class SynthesisLayer(nn.Module):
     "Modulated 3x3 convolution with noise, bias and leaky ReLU."
 
+    noise_const: torch.Tensor  # (r,r) a buffer
+    resample_filter: torch.Tensor  # (4,4) a buffer
+
     def __init__(
         self,
         inputs: int,  # channels in
@@ -173,6 +177,9 @@ class ToRGB(nn.Module):
 class Mapping(nn.Module):
     "z (n,z_dim) to ws (n,layers,w_dim)."
 
+    w_avg: torch.Tensor  # (w_dim,) a buffer
+    fc0: Linear  # the first layer; the others are fc1, fc2, ...
+
     def __init__(
         self,
         z_dim: int,  # length of z
@@ -205,6 +212,8 @@ class Mapping(nn.Module):
 class SynthesisBlock(nn.Module):
     "One resolution of the synthesis network: one or two layers and a to-RGB."
 
+    resample_filter: torch.Tensor  # (4,4) a buffer
+
     def __init__(
         self,
         inputs: int,  # channels in; 0 makes the first block, which starts from a constant
@@ -224,18 +233,21 @@ class SynthesisBlock(nn.Module):
         self.inputs = inputs
 
     def forward(
-        self, x: torch.Tensor, picture: torch.Tensor, ws: torch.Tensor, noise: str
+        self,
+        x: torch.Tensor | None,  # (n,inputs,r/2,r/2) features; None for the first block
+        picture: torch.Tensor | None,  # (n,3,r/2,r/2) so far; None for the first block
+        ws: torch.Tensor,  # (n,2 or 3,w_dim)
+        noise: str,  # const, random or none
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        ws = list(ws.unbind(1))
+        latents = list(ws.unbind(1))
         if self.inputs:
-            x = self.conv0(x, ws.pop(0), noise)
+            features = self.conv0(x, latents.pop(0), noise)
         else:
-            x = self.const.expand(len(ws[0]), -1, -1, -1).contiguous(
-                memory_format=torch.channels_last
-            )
-        x = self.conv1(x, ws.pop(0), noise)
-        y = self.torgb(x, ws.pop(0))
-        return x, y if picture is None else y + upsample(picture, self.resample_filter)
+            constant = self.const.expand(len(ws), -1, -1, -1)
+            features = constant.contiguous(memory_format=torch.channels_last)
+        features = self.conv1(features, latents.pop(0), noise)
+        y = self.torgb(features, latents.pop(0))
+        return features, y if picture is None else y + upsample(picture, self.resample_filter)
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000017
 def block_sizes(
@@ -274,12 +286,11 @@ class Synthesis(nn.Module):
             noise in ("const", "random", "none"),
             f"expected noise const, random or none, got {noise}",
         )
-        x = picture = None
-        for i, r in enumerate(self.sizes):
-            first = max(2 * i - 1, 0)  # the last w of a block is the first of the next
-            n_inputs = 3 if i else 2
-            block = getattr(self, f"b{r}")
-            x, picture = block(x, picture, ws[:, first : first + n_inputs], noise)
+        first_block, *blocks = (getattr(self, f"b{r}") for r in self.sizes)
+        x, picture = first_block(None, None, ws[:, :2], noise)
+        for i, block in enumerate(blocks):
+            first = 2 * i + 1  # the last w of a block is the first of the next
+            x, picture = block(x, picture, ws[:, first : first + 3], noise)
         return picture
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #00000019
@@ -487,7 +498,7 @@ def assemble(
 class Opened(NamedTuple):
     "What a file holds, for `assemble`."
 
-    tensors: dict[str, "torch.Tensor | Stored"]  # by official name
+    tensors: dict[str, Any]  # official name -> tensor or `Stored`
     settings: dict  # further arguments of `assemble`
 
 
@@ -629,7 +640,7 @@ def from_project(
     "A generator of this project."
     tensors, metadata = load_tensors(path)
     need(
-        metadata.get("settings"),
+        bool(metadata.get("settings")),
         "expected a generator of this project, got a .safetensors without settings: "
         "write it with save_generator",
     )
@@ -646,22 +657,23 @@ def load_stylegan2(
     with one_error(path):
         tensors, settings = from_project(path) if of_project else _opened(content)
         G = assemble(tensors, os.path.getsize(path), **settings)
-        return G.to(pick_device(), memory_format=torch.channels_last)
+        return channels_last(G.to(pick_device()))
 
 
 def _opened(content: object) -> Opened:
     "What a checkpoint of another project holds, by its keys."
-    keys = set(content) if type(content) is dict else set()
+    table: dict = content if type(content) is dict else {}
+    keys = set(table)
     need(
         not keys & {"generator", "g_running", "generator_smooth"},
         "expected StyleGAN2, got a StyleGAN1 network: it has another architecture, use StyleGAN2",
     )
     need(
-        keys & {"G_ema", "g_ema"},
+        bool(keys & {"G_ema", "g_ema"}),
         f"expected G_ema or g_ema in the file, got {ascii(sorted(map(str, keys)))[:80]}: "
         "use a whole network",
     )
-    return from_nvlabs(content["G_ema"]) if "G_ema" in keys else from_rosinality(content)
+    return from_nvlabs(table["G_ema"]) if "G_ema" in keys else from_rosinality(table)
 
 
 def is_file(

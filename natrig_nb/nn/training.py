@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, cast
 
 import pandas as pd
 import torch
@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from ..core import check, progress, seeded, step_seed, write_atomic
+from .layers import Network
 
 # %% ../../nbs/api/nn/training.ipynb #c16902c2
 class Batch(NamedTuple):
@@ -90,7 +91,7 @@ def moving_average(
     "Exponential moving average of a model's weights; buffers are copied."
     limit = 0.5 ** (1 / half_life)
 
-    def blend(average: torch.Tensor, current: torch.Tensor, count: int) -> torch.Tensor:
+    def blend(average: torch.Tensor, current: torch.Tensor, count: Any) -> torch.Tensor:
         decay = min(limit, (1 + int(count)) / (10 + int(count)))
         return torch.lerp(average, current, 1 - decay)
 
@@ -119,10 +120,10 @@ class _Run:
         self.history: list[dict] = []
         self.saved = time.time()
         if self.path is not None and self.path.is_file():
-            self._load()
+            self._load(self.path)
 
-    def _load(self):
-        state = torch.load(self.path, map_location="cpu", weights_only=True)
+    def _load(self, path):
+        state = torch.load(path, map_location="cpu", weights_only=True)
         known = state["identity"]
         differs = [name for name, value in self.identity.items() if known.get(name) != value]
         check(
@@ -170,15 +171,15 @@ class _Run:
         return row
 
 # %% ../../nbs/api/nn/training.ipynb #455ef135
-class Fitted(NamedTuple):
+class Fitted(NamedTuple, Generic[Network]):
     "What a training ends with."
 
-    model: nn.Module  # the average where one was kept, else the model; in evaluation mode
+    model: Network  # the average where one was kept, else the model; in evaluation mode
     history: pd.DataFrame  # one row per epoch: epoch, loss, seconds, and what was measured
 
 
 def fit(
-    model: nn.Module,  # changed in place; on its device
+    model: Network,  # changed in place; on its device
     loss_of_batch: Callable[[Batch], torch.Tensor],  # scalar, or the terms (k,) of a sum
     n: int,  # number of samples
     *,
@@ -195,14 +196,14 @@ def fit(
     every: float = 60,  # seconds between two checkpoints
     identity: dict | None = None,  # plain values that tell this run from others, e.g. a data digest
     terms: tuple[str, ...] = (),  # names of the loss's terms, further columns of the history
-    on_epoch: Callable[[nn.Module], dict] | None = None,  # -> plain values, columns of the history
+    on_epoch: Callable[[Network], dict] | None = None,  # -> plain values, columns of the history
     desc: str = "training",  # of the progress bar
-) -> Fitted:
+) -> Fitted[Network]:
     "Minimize a loss over batches; the same arguments give the same weights, also after a kill."
     check((epochs is None) != (steps is None), "expected either epochs or steps")
     check(n > 0 and batch > 0, f"expected samples and a batch size above 0, got {n} and {batch}")
     per_epoch = steps_per_epoch(n, batch)
-    total = per_epoch * epochs if steps is None else steps
+    total = per_epoch * (epochs or 0) if steps is None else steps
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     stepper = optimizer(trainable, lr=lr)
     scheduler = schedule(stepper, total) if schedule and total else None
@@ -213,7 +214,7 @@ def fit(
         _present(model=model, average=average, optimizer=stepper, schedule=scheduler),
     )
     started = time.time()
-    result = model if average is None else average.module
+    result = model if average is None else cast(Network, average.module)  # a copy of the model
     model.train()
     bar = progress(batch_schedule(n, batch, total, seed, run.step), desc, total - run.step)
     with torch.random.fork_rng():
