@@ -21,6 +21,7 @@ setup(
     license="Apache-2.0",
     url=cfg["git_url"],
     packages=find_packages(include=["natrig_nb", "natrig_nb.*"]),
+    package_data={"natrig_nb": ["py.typed"], "natrig_nb.report": ["templates/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={"dev": cfg["dev_requirements"].split(), "timm": ["timm"], "ray": ["ray"]},

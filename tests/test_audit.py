@@ -53,7 +53,12 @@ def given(tmp_path_factory):
 
 
 def command(root, out, *more):
-    places = {"faces": "faces", "fakes": "fakes", "suspects": "suspects", "training-set": "training"}
+    places = {
+        "faces": "faces",
+        "fakes": "fakes",
+        "suspects": "suspects",
+        "training-set": "training",
+    }
     options = []
     for option, name in places.items():
         options += [f"--{option}", str(root / name)]

@@ -48,7 +48,9 @@ def same(old, new):
 def test_attacks_of_walkthroughs(folder):
     table = new_table(folder)
     attacks = table[table.defense == "none"]
-    files = ["results.csv"] + ["records/rates.csv"] * (folder in ("portraits", "faces", "diffusion"))
+    files = ["results.csv"] + ["records/rates.csv"] * (
+        folder in ("portraits", "faces", "diffusion")
+    )
     checked = 0
     for file in files:
         for record in migrate.old_table(f"{folder}/{file}").to_dict("records"):
@@ -57,7 +59,11 @@ def test_attacks_of_walkthroughs(folder):
             for old, metric in {**dict(zip(SAME_NAME, SAME_NAME, strict=True)), **RENAMED}.items():
                 if pd.isna(record[old]):
                     continue
-                assert same(record[old], number(attacks, metric=metric, **place)), (file, old, place)
+                assert same(record[old], number(attacks, metric=metric, **place)), (
+                    file,
+                    old,
+                    place,
+                )
                 checked += 1
             for metric, old in NAMES_OF_BENIGN.items():
                 found = number(attacks, "value_benign", metric=metric, **place)
@@ -136,7 +142,10 @@ def test_grids(folder):
 
 
 LOOSE = {
-    "crossing": ("crossing.csv", {"plain": "asr_without_trigger", "triggered": "asr", "crossed": "transfer_gain"}),
+    "crossing": (
+        "crossing.csv",
+        {"plain": "asr_without_trigger", "triggered": "asr", "crossed": "transfer_gain"},
+    ),
     "schedules": ("schedules.csv", dict.fromkeys(("smile", "age", "background", "asr", "ba_drop"))),
     "longer": ("longer.csv", {"asr": "asr", "ba_drop": "ba_drop"}),
     "strip": ("strip.csv", {"auroc": "auroc", "passes": "passes"}),

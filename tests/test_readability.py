@@ -1,4 +1,4 @@
-"""The limits of the package's lines: syntax nodes per line and function, line length, types of public parameters."""
+"""The limits of the package's lines: syntax nodes, length, types of public parameters."""
 
 import ast
 from collections import defaultdict

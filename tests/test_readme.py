@@ -1,4 +1,4 @@
-"README.md is nbs/index.ipynb, and everything it links to exists."
+"""README.md is nbs/index.ipynb, and everything it links to exists."""
 
 import re
 import sys
@@ -18,9 +18,17 @@ def test_links_lead_somewhere():
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_five_notebooks_are_named_in_reading_order():
+    order = re.findall(r"(?m)^\d\. \[`[^`]+`\]\((nbs/api/[^)]+)\)", readme())
+    assert len(order) == 5 and all((ROOT / path).exists() for path in order)
+
+
 def test_hidden_cells_stay_hidden():
     said = {"output_type": "stream", "text": ["said"]}
-    cell = lambda source: {"cell_type": "code", "source": [source], "outputs": [said]}
+
+    def cell(source):
+        return {"cell_type": "code", "source": [source], "outputs": [said]}
+
     assert cell_texts(cell("#| hide\nprint('said')")) == []
     assert cell_texts(cell("#| echo: false\nprint('said')")) == ["```\nsaid\n```"]
     assert cell_texts(cell("print('said')")) == ["```python\nprint('said')\n```", "```\nsaid\n```"]

@@ -39,7 +39,9 @@ def imported_modules(tree, package):
     """Absolute names of the modules of this package that a file imports, also inside functions."""
     for node in walk(tree):
         if isinstance(node, ast.ImportFrom):
-            base = ["natrig_nb", *package][: 1 + len(package) - (node.level - 1)] if node.level else []
+            base = (
+                ["natrig_nb", *package][: 1 + len(package) - (node.level - 1)] if node.level else []
+            )
             name = ".".join([*base, *([node.module] if node.module else [])])
             yield from (f"{name}.{alias.name}" for alias in node.names)
         if isinstance(node, ast.Import):
@@ -60,7 +62,9 @@ def imports():
 
 
 def test_every_module_is_in_a_room():
-    found = {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
+    found = {
+        path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")
+    }
     assert found - {"__init__", "_modidx"} == set(ORDER)
 
 

@@ -1,4 +1,4 @@
-"Is the package what the notebooks export, and are the notebooks clean? Says what is not; `--fix` cleans the notebooks."
+"""Is the package what the notebooks export, and are the notebooks clean? `--fix` cleans them."""
 
 import filecmp
 import json
@@ -57,7 +57,9 @@ def same_file(one, other):
 WIDGET = "application/vnd.jupyter.widget-view+json"
 PICTURES = ("image/png", "image/jpeg")
 # folders of one machine; a page that others read must not show them
-OWN_PATHS = re.compile(r"(?<![\w.])(?:/tmp|/root|/home|/work|/Users|/var/folders)/[\w.-]|[A-Z]:\\\\")
+OWN_PATHS = re.compile(
+    r"(?<![\w.])(?:/tmp|/root|/home|/work|/Users|/var/folders)/[\w.-]|[A-Z]:\\\\"
+)
 
 
 def with_one_picture(output):
@@ -72,7 +74,7 @@ def with_one_picture(output):
 
 
 def cleaned(nb):
-    "A notebook as it is committed: as nbdev cleans it, one format per picture, and no widgets, which no page of a repository shows."
+    """A notebook as it is committed: cleaned by nbdev, one format per picture, no widgets."""
     nb = deepcopy(nb)
     clean_nb(nb)
     nb["metadata"] = {"kernelspec": KERNEL}

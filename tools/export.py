@@ -1,4 +1,4 @@
-"""`nbdev_export` with lists of names (`__all__`) of at most 100 characters per line, which nbdev breaks at 120."""
+"""`nbdev_export` with at most 100 characters per line of `__all__`, where nbdev takes 120."""
 
 import nbdev.maker
 from nbdev.doclinks import nbdev_export

@@ -1,6 +1,7 @@
 """Format the code cells of the notebooks with ruff, and sort their imports as the exported modules need them.
 
-`python tools/format.py` formats all notebooks; with paths, only those. Cells that are no plain Python stay as they are.
+`python tools/format.py` formats all notebooks; with paths, only those. Cells that are no plain Python
+stay as they are.
 """
 
 import json

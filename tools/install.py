@@ -1,4 +1,4 @@
-"Make .venv and install the project into it; does nothing when the requirements have not changed. Standard library only."
+"""Make .venv and install the project into it, where the requirements changed. Standard library only."""
 
 import hashlib
 import os
@@ -26,9 +26,11 @@ def find_python():
         path = shutil.which(name)
         if path and subprocess.run([path, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
             return path
+    wanted_versions = "{}.{} to {}.{}".format(*OLDEST, *NEWEST)  # noqa: UP032
+    found = ".".join(str(part) for part in sys.version_info[:2])
     sys.exit(
-        "expected Python %d.%d to %d.%d, got %d.%d (%s): install one of them, or name it as in `make test PYTHON=/path/to/python3.12`"
-        % (OLDEST + NEWEST + tuple(sys.version_info[:2]) + (sys.executable,))
+        f"expected Python {wanted_versions}, got {found} ({sys.executable}): install one of them, or "
+        "name it as in `make test PYTHON=/path/to/python3.12`"
     )
 
 
@@ -64,7 +66,7 @@ def installer():
     if run(*pip, "install", "--quiet", "uv").returncode:
         return pip + ["install"]
     os.environ.update(UV_FIND_LINKS=",".join(wheel_folders()), UV_PYTHON_DOWNLOADS="never")
-    # the requirements come from settings.ini, which uv does not look at when it decides whether a cached build is still good
+    # the requirements come from settings.ini, which uv does not read when it looks for a cached build
     return [
         BIN / "uv",
         "pip",
@@ -80,15 +82,15 @@ def installer():
 def main():
     if STAMP.exists() and STAMP.read_text() == wanted():
         return
-    fits = "import sys; sys.exit(not (%r <= sys.version_info[:2] <= %r))" % (OLDEST, NEWEST)
+    fits = f"import sys; sys.exit(not ({OLDEST!r} <= sys.version_info[:2] <= {NEWEST!r}))"
     if PYTHON.exists() and run(PYTHON, "-c", fits).returncode:
         shutil.rmtree(str(VENV))
     if not PYTHON.exists():
         python = find_python()
         if run(python, "-m", "venv", VENV).returncode:
             sys.exit(
-                "expected `%s -m venv` to work, got an error: on Debian and Ubuntu it needs the package python3-venv"
-                % python
+                f"expected `{python} -m venv` to work, got an error: on Debian and Ubuntu it needs the "
+                "package python3-venv"
             )
     install = installer()
     local = ["--no-index", "--no-deps"] + [
@@ -100,7 +102,8 @@ def main():
         )  # a wheel on this disk goes first
     if run(*install, "--constraint", LOCK, "--editable", ".[dev]").returncode:
         sys.exit(
-            "expected the installation to succeed, got the error above; what is there is kept, and the same command tries again"
+            "expected the installation to succeed, got the error above; what is there is kept, "
+            "and the same command tries again"
         )
     STAMP.write_text(wanted())
 

@@ -1,8 +1,9 @@
 """Carry the records of version 0.1 over into the long table of results (`natrig_nb.runs.results`).
 
-`python tools/migrate_records.py` reads the old files from git (revision `BEFORE`) and writes `data/results/*/results.parquet` and
-`data/results/*/settings.json`. No value changes: metrics get their new names (`METRICS`), and commit, version and device stay those
-of the old run. Records that came with settings have the provenance "carried over"; tables without settings have "unknown".
+`python tools/migrate_records.py` reads the old files from git (revision `BEFORE`) and writes
+`data/results/*/results.parquet` and `data/results/*/settings.json`. No value changes: metrics get their
+new names (`METRICS`), and commit, version and device stay those of the old run. Records that came with
+settings have the provenance "carried over"; tables without settings have "unknown".
 """
 
 import io
@@ -31,8 +32,8 @@ METRICS = {  # column of an old table: metric of the long table; others keep the
     "before": "error_clean",
     "error": "error_attacked",
     "changed": "flip_rate",
-    "ratio": "activation_ratio",
-    "reach": "decoder_iou_bound",
+    "ratio": "activation",
+    "reach": "iou_bound",
     "plain": "asr_without_trigger",
     "triggered": "asr",
     "crossed": "transfer_gain",
@@ -65,7 +66,7 @@ def old_table(path: str) -> pd.DataFrame:
 
 
 def metric_rows(case: dict, record: dict, metrics: dict, origin: dict) -> list[dict]:
-    """Rows of one case. `metrics`: column of the record -> column of the same metric on the benign detector, or None."""
+    """Rows of one case. `metrics`: column of the record -> the same on the benign detector, or None."""
     rows = []
     cell = digest({k: v for k, v in case.items() if pd.notna(v)})
     for column, benign in metrics.items():
@@ -253,7 +254,7 @@ def grid_rows(folder: str) -> list[dict]:
 
 
 def victim_rows(folder: str) -> list[dict]:
-    """Attack metrics of defense rows that differ from the attack's own row: the defense saw a victim of another run."""
+    """Attack metrics of defense rows that differ from the attack's row: of a victim of another run."""
     table = old_table(f"{folder}/rows.parquet")
     of_attack = attack_columns()
     own = table[table.defense == "none"].set_index(["trigger", "label", "seed"])
@@ -264,7 +265,9 @@ def victim_rows(folder: str) -> list[dict]:
             value: benign
             for value, benign in of_attack.items()
             if any(
-                pd.notna(record[c]) and record[c] != known[c] for c in (value, benign) if c is not None
+                pd.notna(record[c]) and record[c] != known[c]
+                for c in (value, benign)
+                if c is not None
             )
         }
         case = dict(grid_case(record), experiment="grid-victims", defense="none")
@@ -276,8 +279,13 @@ def victim_rows(folder: str) -> list[dict]:
 UNKNOWN = {"provenance": "unknown"}
 
 
-def loose_rows(path: str, experiment: str, case: dict, columns: dict, metrics: dict, detail=()) -> list[dict]:
-    """A table without settings. `columns`: column of the long table -> old column; `detail`: old columns without one of their own."""
+def loose_rows(
+    path: str, experiment: str, case: dict, columns: dict, metrics: dict, detail: tuple = ()
+) -> list[dict]:
+    """A table without settings.
+
+    `columns`: column of the long table -> old column; `detail`: old columns without one of their own.
+    """
     rows = []
     for record in old_table(path).to_dict("records"):
         values = {new: record[old] for new, old in columns.items() if old in record}
@@ -322,7 +330,8 @@ def strip_rows() -> list[dict]:
     """STRIP with fixed and sequential numbers of overlays."""
     columns = {"trigger": "backdoor", "seed": "seed"}
     metrics = {"auroc": None, "passes": None}
-    return loose_rows("strip.csv", "strip-budget", {"defense": "strip"}, columns, metrics, ["rule", "at"])
+    case = {"defense": "strip"}
+    return loose_rows("strip.csv", "strip-budget", case, columns, metrics, ["rule", "at"])
 
 
 def ebyd_rows() -> list[dict]:
@@ -341,7 +350,6 @@ def ebyd_rows() -> list[dict]:
     return rows
 
 
-ADVERSARIAL = "class crossing firing masks patterns transfer visible".split()
 VISIBLE = ("psnr", "ssim", "linf", "l2", "feature")
 ERRORS = ("before", "error", "error_real", "error_fake", "changed")
 ADVERSARIAL_METRICS = {
@@ -353,7 +361,13 @@ ADVERSARIAL_METRICS = {
     "transfer": ERRORS,
     "visible": ("success", *VISIBLE),
 }
-ADVERSARIAL_NAMES = {"class": "attack", "visible": "attack", "masks": "drawing", "firing": "pattern", "patterns": "pattern"}
+ADVERSARIAL_NAMES = {
+    "class": "attack",
+    "visible": "attack",
+    "masks": "drawing",
+    "firing": "pattern",
+    "patterns": "pattern",
+}
 ADVERSARIAL_DETAIL = {
     "class": ("target",),
     "crossing": ("source", "made_on"),

@@ -1,6 +1,7 @@
 "Write README.md from nbs/index.ipynb: its markdown, and the outputs of code cells that are not hidden."
 
 import json
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,14 +37,22 @@ def cell_texts(cell):
     return shown + [output_text(o) for o in cell["outputs"]]
 
 
+def from_root(match):
+    "A link of the notebook, which lies in nbs/, as a link from the root of the repository."
+    start, address = match.groups()
+    if "://" in address or address.startswith("#"):
+        return match.group(0)
+    if address.startswith("../"):
+        return start + address.removeprefix("../")
+    return f"{start}nbs/{address}"
+
+
 def readme():
-    "The text of README.md; links that leave nbs/ start at the root of the repository."
+    "The text of README.md."
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     texts = [text.strip() for cell in cells for text in cell_texts(cell)]
-    return (
-        "\n\n".join(t for t in texts if t).replace("](../", "](").replace('src="../', 'src="')
-        + "\n"
-    )
+    whole = "\n\n".join(text for text in texts if text)
+    return re.sub(r'(\]\(|src=")([^)"]+)', from_root, whole) + "\n"
 
 
 if __name__ == "__main__":
