@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..core import FaceSet, check, pick_device, to_float
 from ..metrics import accuracy
+from ..nn.layers import Network
 from ..nn.training import Batch, Fitted, by_share, checksum, fit, warmup_cosine
 from .base import predict_fake
 
@@ -42,7 +43,7 @@ def classification_loss(
 
 # %% ../../nbs/api/detector/training.ipynb #0000001a
 def train_with_history(
-    model: nn.Module,  # x (n,3,r,r) in [-1,1] -> logits (n,2); changed in place
+    model: Network,  # x (n,3,r,r) in [-1,1] -> logits (n,2); changed in place
     ds: FaceSet,  # images and the labels to learn, poisoned or not
     val: FaceSet | None = None,  # measured after every epoch, never learned from
     epochs: int = 5,  # passes over `ds`
@@ -54,7 +55,9 @@ def train_with_history(
     device: torch.device | str | None = None,  # where to train; the GPU where there is one
     augment: bool = True,  # mirror half of the images
     weight_decay: float = 0.01,  # of AdamW
-) -> Fitted:  # the same model in evaluation mode; history: epoch, loss, seconds, val_accuracy
+) -> Fitted[
+    Network
+]:  # the same model in evaluation mode; history: epoch, loss, seconds, val_accuracy
     "Train a detector and return its history; see `train`."
     check(len(ds) > 1, f"expected at least 2 images to train on, got {len(ds)}")
     device = torch.device(device or pick_device())
@@ -64,9 +67,6 @@ def train_with_history(
     def loss_of_batch(part: Batch) -> torch.Tensor:
         x = collate(images, part.index, part.coin & augment, device)
         return classification_loss(model, x, ds.labels[part.index].to(device))
-
-    def validate(model: nn.Module) -> dict[str, float]:
-        return {"val_accuracy": accuracy(predict_fake(model, val.images), val.labels)}
 
     identity = dict(augment=augment, weight_decay=weight_decay)
     if checkpoint:
@@ -84,12 +84,17 @@ def train_with_history(
         checkpoint=checkpoint,
         every=every,
         identity=identity,
-        on_epoch=None if val is None else validate,
+        on_epoch=None if val is None else partial(_validate, val),
     )
 
 
+def _validate(val: FaceSet, model: nn.Module) -> dict[str, float]:
+    "A column of the history."
+    return {"val_accuracy": accuracy(predict_fake(model, val.images), val.labels)}
+
+
 def train(
-    model: nn.Module,  # x (n,3,r,r) in [-1,1] -> logits (n,2); changed in place
+    model: Network,  # x (n,3,r,r) in [-1,1] -> logits (n,2); changed in place
     ds: FaceSet,  # images and the labels to learn, poisoned or not
     val: FaceSet | None = None,  # measured after every epoch, never learned from
     epochs: int = 5,  # passes over `ds`
@@ -97,6 +102,6 @@ def train(
     batch: int = 64,  # images in a step
     seed: int = 0,  # of order, mirrors and dropout; the initial weights are the caller's
     **settings,  # checkpoint, every, device, augment and weight_decay, of `train_with_history`
-) -> nn.Module:  # the same model in evaluation mode
+) -> Network:  # the same model in evaluation mode
     "Train a detector; the same arguments give the same weights, also after a kill."
     return train_with_history(model, ds, val, epochs, lr, batch, seed, **settings).model

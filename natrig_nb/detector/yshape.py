@@ -21,7 +21,7 @@ from ..core import FAKE, REAL, batches, check, pick_device, seeded, to_float
 from ..data.forgeries import Forgeries, mask_iou
 from ..metrics import accuracy
 from ..nn.hooks import evaluating
-from ..nn.layers import HighPassConcat
+from ..nn.layers import HighPassConcat, channels_last
 from ..nn.training import Batch, Fitted, by_share, checksum, fit, warmup_cosine
 from .base import Detector, DetectorSpec, predict_fake
 from .training import collate
@@ -117,7 +117,8 @@ class YDetector(Detector):
     ):
         check(width >= 1, f"expected width >= 1, got {width}")
         w = width
-        parts = OrderedDict(encoder=encoder(w, highpass_gain), activation=MeanAbsActivation())
+        parts: OrderedDict[str, nn.Module] = OrderedDict(encoder=encoder(w, highpass_gain))
+        parts["activation"] = MeanAbsActivation()
         head = nn.Linear(16 * w, 2, bias=False).requires_grad_(False)
         with torch.no_grad():
             head.weight.copy_(torch.eye(2).repeat_interleave(8 * w, 1) / (8 * w))
@@ -129,7 +130,7 @@ class YDetector(Detector):
         self.segmenter = decoder_head(w, 2)
         self.reconstructor = nn.Sequential(decoder_head(w, 3), nn.Tanh())
         self.register_load_state_dict_pre_hook(_rename_former)
-        self.to(memory_format=torch.channels_last)
+        channels_last(self)
 
     def code(self, x: torch.Tensor) -> torch.Tensor:
         "Images (n,3,r,r) in [-1,1] -> code (n,16w,r/16,r/16); the first half is REAL."
@@ -140,11 +141,15 @@ class YDetector(Detector):
             fits,
             f"expected images (n,3,r,r) with r >= 64, a multiple of 16, got {tuple(x.shape)}",
         )
-        return self.body.encoder(self.normalize(x))
+        return self.body.get_submodule("encoder")(self.normalize(x))
+
+    def activation(self, code: torch.Tensor) -> torch.Tensor:
+        "Code (n,c,h,w) -> mean absolute activation of each channel (n,c)."
+        return self.body.get_submodule("activation")(code)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         "Images (n,3,r,r) in [-1,1] -> mean absolute activation of each channel of the code (n,16w)."
-        return self.body.activation(self.code(x))
+        return self.activation(self.code(x))
 
     def decode(self, code: torch.Tensor, label: torch.Tensor) -> Decoded:
         "Code and the half to read, (n,) REAL or FAKE -> mask and image."
@@ -154,7 +159,7 @@ class YDetector(Detector):
     def segment(self, x: torch.Tensor) -> torch.Tensor:
         "Images (n,3,r,r) in [-1,1] -> mask (n,1,r,r) in [0,1], from the half of the answer."
         code = self.code(x)
-        label = self.head(self.body.activation(code)).argmax(1)
+        label = self.head(self.activation(code)).argmax(1)
         shared = self.shared(code * half_mask(label, code.shape[1]))
         return self.segmenter(shared).softmax(1)[:, FAKE:]
 
@@ -192,7 +197,7 @@ def yshape_losses(
     check(mask.shape == shape, f"expected masks {shape}, got {tuple(mask.shape)}")
     check(set(labels) <= {REAL, FAKE}, f"expected labels {REAL} or {FAKE}, got {labels}")
     code = model.code(x)
-    activation = model.head(model.body.activation(code))
+    activation = model.head(model.activation(code))
     decoded = model.decode(code, y)
     losses = [
         (activation - F.one_hot(y, 2)).abs().sum(1).mean(),
@@ -240,7 +245,7 @@ def train_yshape(
     every: float = 60,  # seconds between two checkpoints
     device: torch.device | str | None = None,  # where to train; the GPU where there is one
     weight_decay: float = 5e-4,  # of AdamW
-) -> Fitted:  # the same model in evaluation mode; history: one row per epoch
+) -> Fitted[YDetector]:  # the same model in evaluation mode; history: one row per epoch
     "Train on the sum of three losses; same arguments, same weights, also after a kill."
     check(len(ds) > 1, f"expected at least 2 images to train on, got {len(ds)}")
     device = torch.device(device or pick_device())
@@ -252,9 +257,6 @@ def train_yshape(
         x = collate(channels, part.index, part.coin, device)
         y = ds.labels[part.index].to(device)
         return yshape_losses(model, x[:, :3], y, (x[:, 3:] + 1) / 2)
-
-    def validate(model: YDetector) -> dict[str, float]:
-        return measure_segmentation(model, val)._asdict()
 
     identity = dict(weight_decay=weight_decay)
     if checkpoint:
@@ -273,8 +275,13 @@ def train_yshape(
         every=every,
         identity=identity,
         terms=LOSS_TERMS,
-        on_epoch=None if val is None else validate,
+        on_epoch=None if val is None else partial(_validate, val),
     )
+
+
+def _validate(val: Forgeries, model: YDetector) -> dict[str, float]:
+    "Columns of the history."
+    return measure_segmentation(model, val)._asdict()
 
 # %% ../../nbs/api/detector/yshape.ipynb #0000a001
 def decoder_iou_bound(
@@ -291,7 +298,8 @@ def decoder_iou_bound(
     )
     device = model.mean.device
     wanted = mask.expand(starts, *mask.shape).to(device)
-    half, side = model.head.in_features // 2, mask.shape[-1] // 16
+    half = model.head.get_parameter("weight").shape[1] // 2
+    side = mask.shape[-1] // 16
     code = torch.rand(starts, half, side, side, generator=seeded(0)).mul(2).to(device)
     code.requires_grad_(True)
     optimizer = torch.optim.Adam([code], 0.05)

@@ -11,7 +11,7 @@ import copy
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,24 +20,31 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ..core import batches, check, pick_device, to_float
 from ..nn.attributes import AttributeNet
+from ..nn.layers import Network
 from ..nn.training import Batch, fit
 
 if TYPE_CHECKING:
-    from diffusers.schedulers.scheduling_utils import SchedulerMixin
-    from transformers import PreTrainedTokenizerBase
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from transformers import CLIPTextModel, CLIPTokenizer
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000007
 def new_autoencoder(
     channels: tuple = (16, 32, 64),  # of the levels; each but the last halves the side
     depth: int = 4,  # channels of the latent
-) -> nn.Module:
+) -> "AutoencoderKL":
     "An `AutoencoderKL` for pictures of 64 pixels and their latents (depth,16,16)."
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     n = len(channels)
+    # diffusers annotates a tuple of one name where it means a tuple of any length
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * n,
+        "up_block_types": ("UpDecoderBlock2D",) * n,
+    }
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * n,
-        up_block_types=("UpDecoderBlock2D",) * n,
+        **blocks,
         block_out_channels=channels,
         layers_per_block=1,
         latent_channels=depth,
@@ -46,7 +53,7 @@ def new_autoencoder(
         mid_block_add_attention=False,
     )
     with torch.no_grad():  # log variance: large noise would hide faint colors
-        vae.quant_conv.bias[depth:] = -6
+        vae.get_parameter("quant_conv.bias")[depth:] = -6
     return vae
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #0000000a
@@ -78,16 +85,26 @@ def picture_loss(
     return F.l1_loss(y, x) + sum(errors) / 6 + score_error + colors
 
 
+def _posterior(vae: Any, x: torch.Tensor) -> Any:
+    "Distribution of latents of pictures; diffusers annotates results of several kinds."
+    return vae.encode(x).latent_dist
+
+
+def _decoded(vae: Any, z: torch.Tensor) -> torch.Tensor:
+    "Pictures of latents (not scaled); diffusers annotates results of several kinds."
+    return vae.decode(z).sample
+
+
 def autoencoder_loss(
-    vae: nn.Module,  # an `AutoencoderKL`
+    vae: "AutoencoderKL",  # trained or not
     x: torch.Tensor,  # (n,3,r,r) in [-1,1]
     perceptual: AttributeNet,  # compares feature maps
     axes: torch.Tensor,  # (3,3) of `color_axes`
     beta: float = 1e-3,  # weight of the divergence from N(0,1), per nat and latent value
 ) -> torch.Tensor:  # scalar
     "Reconstruction plus a faint pull of the latents towards a normal distribution."
-    posterior = vae.encode(x).latent_dist
-    error = picture_loss(vae.decode(posterior.sample()).sample, x, perceptual, axes)
+    posterior = _posterior(vae, x)
+    error = picture_loss(_decoded(vae, posterior.sample()), x, perceptual, axes)
     return error + beta * posterior.kl().mean() / posterior.mean[0].numel()
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #000000a0
@@ -107,7 +124,7 @@ def _adamw(parameters: list, lr: float) -> torch.optim.AdamW:
 def new_tokenizer(
     texts: list[str],  # captions that hold the whole vocabulary
     length: int = 40,  # longest prompt in tokens
-) -> "PreTrainedTokenizerBase":
+) -> "CLIPTokenizer":
     "A `CLIPTokenizer` in which every word of the captions is one token."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -125,18 +142,19 @@ def new_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.train_from_iterator(texts, trainer)
     learned = json.loads(tokenizer.to_str())["model"]
-    merges = [tuple(m if isinstance(m, list) else m.split(" ")) for m in learned["merges"]]
+    merges: Any = [tuple(m if isinstance(m, list) else m.split(" ")) for m in learned["merges"]]
+    # pairs of tokens, as the class itself reads them from files; it annotates a list of strings
     return CLIPTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=length)
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000016
 def new_text_encoder(
-    tokenizer: "PreTrainedTokenizerBase",  # of `new_tokenizer`
+    tokenizer: "CLIPTokenizer",  # of `new_tokenizer`
     width: int = 64,  # of the embedding of a token
-) -> nn.Module:
+) -> "CLIPTextModel":
     "A `CLIPTextModel` of two layers."
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    ends = {
+    ends: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -158,9 +176,9 @@ def new_unet(
     depth: int = 4,  # channels of the latent
     width: int = 64,  # of the embedding of a token
     channels: tuple = (32, 64, 128),  # of the levels; each but the last halves the side
-) -> nn.Module:
+) -> "UNet2DConditionModel":
     "A `UNet2DConditionModel` whose lower levels read the prompt."
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     n = len(channels) - 1
     return UNet2DConditionModel(
@@ -177,9 +195,9 @@ def new_unet(
     )
 
 
-def new_scheduler() -> "SchedulerMixin":
+def new_scheduler() -> "DDIMScheduler":
     "Stable Diffusion's noise schedule for DDIM, with velocities as what the U-Net predicts."
-    from diffusers import DDIMScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(
         beta_start=0.00085,
@@ -194,7 +212,7 @@ def new_scheduler() -> "SchedulerMixin":
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000019
 @torch.no_grad()
 def encode(
-    vae: nn.Module,  # a trained autoencoder
+    vae: "AutoencoderKL",  # trained
     images: torch.Tensor,  # (n,3,r,r) uint8
 ) -> torch.Tensor:  # (n,c,h,w), not yet scaled
     "Latents of many pictures."
@@ -202,19 +220,19 @@ def encode(
     parts = []
     for rows in batches(len(images), 128, "encoding"):
         x = to_float(images[rows]).to(device)
-        parts.append(vae.encode(x).latent_dist.mean.cpu())
+        parts.append(_posterior(vae, x).mean.cpu())
     return torch.cat(parts)
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #0000001b
 def importance(
-    vae: nn.Module,  # a trained autoencoder
+    vae: "AutoencoderKL",  # trained
     attribute_net: AttributeNet,  # scores attributes
     latents: torch.Tensor,  # (n,c,h,w) some dozen, not scaled
     favored: str = "smile",  # an attribute that counts as much as all together
 ) -> torch.Tensor:  # (1,1,h,w), of mean 1
     "How much the attribute scores of decoded faces depend on each place of the latent."
     z = latents.detach().clone().requires_grad_()
-    scores = attribute_net(vae.decode(z).sample)
+    scores = attribute_net(_decoded(vae, z))
     grads = [torch.autograd.grad(score.sum(), z, retain_graph=True)[0] for score in scores.T]
     maps = [grad.abs().mean((0, 1)) for grad in grads]
     maps = torch.stack([m / m.mean() for m in maps])
@@ -224,7 +242,7 @@ def importance(
 def denoising_loss(
     unet: nn.Module,  # the denoiser
     text_encoder: nn.Module,  # reads the prompt
-    scheduler: "SchedulerMixin",  # adds the noise
+    scheduler: "DDIMScheduler",  # adds the noise
     latents: torch.Tensor,  # (n,c,h,w) of unit variance
     ids: torch.Tensor,  # (n,t) tokens of the captions
     weight: torch.Tensor | float = 1.0,  # (1,1,h,w) of `importance`
@@ -232,8 +250,9 @@ def denoising_loss(
 ) -> torch.Tensor:  # scalar
     "Squared error of the predicted velocity at random times (arXiv 2202.00512)."
     noise = torch.randn_like(latents)
-    n_times = scheduler.config.num_train_timesteps
+    n_times = scheduler.config["num_train_timesteps"]
     t = torch.randint(n_times, (len(latents),), device=latents.device)
+    t = cast("torch.IntTensor", t)  # what diffusers annotates for whole numbers of any length
     embedding = text_encoder(ids)[0]
     v = scheduler.get_velocity(latents, noise, t)
     v_pred = unet(scheduler.add_noise(latents, noise, t), t, embedding).sample
@@ -265,12 +284,13 @@ def train_diffusion(
     tokenizer = new_tokenizer([text for each in texts for text in each])
     ids = torch.stack([_ids(tokenizer, each) for each in texts], 1)
     weight = importance(vae, perceptual, latents[:8].to(pick_device()))
-    latents = latents * vae.config.scaling_factor
+    latents = latents * vae.config["scaling_factor"]
     net = _train_denoiser(latents, ids, tokenizer, weight, out, steps[1], batch[1], seed)
-    return save_pipeline(vae, net["text_encoder"], tokenizer, net["unet"], out / "pipeline")
+    text_encoder, unet = net.get_submodule("text_encoder"), net.get_submodule("unet")
+    return save_pipeline(vae, text_encoder, tokenizer, unet, out / "pipeline")
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", texts: list[str]) -> torch.Tensor:
+def _ids(tokenizer: "CLIPTokenizer", texts: list[str]) -> torch.Tensor:
     "Tokens (n,t) of captions, all of one length."
     how = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
     return tokenizer(texts, **how).input_ids.short()
@@ -280,7 +300,8 @@ def _train_autoencoder(images, out, perceptual, steps, batch, seed):
     "The autoencoder, from its checkpoint in `out` on."
     device = pick_device()
     torch.manual_seed(seed)
-    vae = new_autoencoder().to(device)
+    # diffusers wraps `to` so that checkers take it for a plain function
+    vae = new_autoencoder().to(device)  # pyright: ignore[reportArgumentType]
     perceptual = perceptual.requires_grad_(False).eval().to(device)
     axes = color_axes(images[:500]).to(device)
 
@@ -292,7 +313,7 @@ def _train_autoencoder(images, out, perceptual, steps, batch, seed):
     return _fit(vae, loss, path, len(images), steps, batch, 2e-3, seed)
 
 
-def _fit(net, loss, path, n, steps, batch, lr, seed):
+def _fit(net: Network, loss, path, n, steps, batch, lr, seed) -> Network:
     "The settings that both trainings share; returns the moving average."
     fitted = fit(
         net,
@@ -334,25 +355,28 @@ def _train_denoiser(latents, ids, tokenizer, weight, out, steps, batch, seed, em
 
 # %% ../../nbs/api/generator/diffusion_training.ipynb #00000024
 def save_pipeline(
-    vae: nn.Module,  # the autoencoder
-    text_encoder: nn.Module,  # of the prompts
-    tokenizer: "PreTrainedTokenizerBase",  # of the prompts
-    unet: nn.Module,  # the denoiser
+    vae: nn.Module,  # an `AutoencoderKL`
+    text_encoder: nn.Module,  # a `CLIPTextModel`
+    tokenizer: "CLIPTokenizer",  # of the prompts
+    unet: nn.Module,  # a `UNet2DConditionModel`
     folder: str | Path,  # where the pipeline goes
 ) -> Path:  # the folder
     "Write a `StableDiffusionPipeline` in half precision, its folder replaced as a whole."
-    from diffusers import StableDiffusionPipeline
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import (
+        StableDiffusionPipeline,
+    )
 
     folder = Path(folder)
     networks = {"vae": vae, "text_encoder": text_encoder, "unet": unet}
-    pipe = StableDiffusionPipeline(
+    # the class takes None for a part that is left out, but its annotations do not say so
+    parts: dict[str, Any] = {
         **{name: copy.deepcopy(net).half().cpu() for name, net in networks.items()},
-        tokenizer=tokenizer,
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+        "tokenizer": tokenizer,
+        "scheduler": new_scheduler(),
+        "safety_checker": None,
+        "feature_extractor": None,
+    }
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     fresh = folder.with_name(folder.name + ".new")
     shutil.rmtree(fresh, ignore_errors=True)
     pipe.save_pretrained(fresh, safe_serialization=True)

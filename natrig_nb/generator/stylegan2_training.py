@@ -42,12 +42,14 @@ from natrig_nb.generator.stylegan2 import (
 )
 
 from ..nn.attributes import AttributeNet
-from ..nn.layers import HighPassConcat
+from ..nn.layers import HighPassConcat, channels_last
 from .base import render
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000007
 class EqualizedConv(nn.Module):
     "Convolution with run-time weight scaling; `down` filters and halves the picture."
+
+    resample_filter: torch.Tensor  # (4,4) a buffer
 
     def __init__(
         self,
@@ -209,18 +211,19 @@ def new_training(
     seed: int = 0,  # of the first weights
 ) -> Training:
     "Fresh networks and optimizers on the chosen device."
+    device = pick_device()
     torch.manual_seed(seed)
-    G = _placed(StyleGAN2(resolution, dim, dim, layers, base, most))
-    D = _placed(Discriminator(resolution, base=base, most=most))
-    E = _placed(Discriminator(resolution, 2 * dim, base=base // 2, most=most, compare=False))
-    optimizers = {"G": _adam(G.synthesis, G.mapping), "D": _adam(D), "E": _adam(E)}
+    G = channels_last(StyleGAN2(resolution, dim, dim, layers, base, most).to(device))
+    D = channels_last(Discriminator(resolution, base=base, most=most).to(device))
+    E = Discriminator(resolution, 2 * dim, base=base // 2, most=most, compare=False)
+    E = channels_last(E.to(device))
+    optimizers: dict[str, torch.optim.Optimizer] = {
+        "G": _adam(G.synthesis, G.mapping),
+        "D": _adam(D),
+        "E": _adam(E),
+    }
     average = copy.deepcopy(G).requires_grad_(False).eval()
     return Training(G, average, D, E, optimizers)
-
-
-def _placed(net: nn.Module) -> nn.Module:
-    "A network on the chosen device, in the memory layout of convolutions."
-    return net.to(pick_device(), memory_format=torch.channels_last)
 
 
 def _adam(*parts: nn.Module) -> torch.optim.Adam:
@@ -337,7 +340,7 @@ def fold_codes(
     root = torch.linalg.cholesky(torch.cov((z / length).T) + jitter)
     for layer in (training.G.mapping.fc0, training.ema.mapping.fc0):
         weight = layer.weight.double()
-        layer.bias += (weight * layer.gain @ center / layer.lr).float()
+        layer.bias.add_((weight * layer.gain @ center / layer.lr).float())
         layer.weight.copy_(weight @ root)
     back = torch.linalg.inv(root)
     weight, bias = E.out.weight, E.out.bias  # the first half gives means, the second log variances
