@@ -9,7 +9,7 @@ __all__ = ['MODES', 'DETECTOR', 'Preprocess', 'height_width', 'read_preprocessor
 # %% ../../nbs/api/detector/hub.ipynb #00000003
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,9 @@ MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 class Preprocess(nn.Module):
     "Images in [-1,1] to what a classifier was trained on."
+
+    mean: torch.Tensor  # (3,1,1) a buffer
+    std: torch.Tensor  # (3,1,1) a buffer
 
     def __init__(
         self,
@@ -236,7 +239,8 @@ def HubClassifier(
     if model is None:
         from transformers import AutoConfig, AutoModelForImageClassification
 
-        model = AutoModelForImageClassification.from_config(AutoConfig.for_model(**config))
+        fresh = AutoModelForImageClassification.from_config(AutoConfig.for_model(**config))
+        model = cast(nn.Module, fresh)  # transformers annotates no result
     model.eval()
     linear = _take_last_linear(model, len(fake), preprocess["crop"])
     multi_label = config.get("problem_type") == "multi_label_classification"
@@ -267,10 +271,13 @@ def hub_json(
     file: str,  # which of its files
 ) -> dict:
     "A JSON file of a model."
-    from transformers.utils import cached_file
+    from transformers.utils.hub import cached_file
 
     try:
-        return json.loads(Path(cached_file(name, file)).read_text(encoding="utf-8"))
+        found = cached_file(name, file)
+        if found is None:
+            raise FileNotFoundError(f"no file {file}")
+        return json.loads(Path(found).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
@@ -310,7 +317,7 @@ def load_timm(
 ) -> Detector:  # in evaluation mode; its head is fresh, unless its classes are real and fake
     "A network of timm as a detector."
     try:
-        import timm
+        import timm  # pyright: ignore[reportMissingImports]  # installed only where it is wanted
     except ImportError as error:
         raise ValueError(
             f"expected the package timm, got none ({error}): pip install timm, "

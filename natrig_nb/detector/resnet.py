@@ -57,7 +57,7 @@ def ResNet18(
     convolution = nn.Conv2d(6 if highpass else 3, width, 7, 2, 3, bias=False)
     pool = nn.MaxPool2d(3, 2, 1)
     stem = nn.Sequential(*highpass, convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), pool)
-    layers = OrderedDict(stem=stem)
+    layers: OrderedDict[str, nn.Module] = OrderedDict(stem=stem)
     channels = width
     for i in range(4):
         wider = width * 2**i

@@ -159,7 +159,8 @@ def find_tensors(
 ) -> dict[str, torch.Tensor]:
     "The dictionary of tensors inside nested dictionaries."
     kind = type(content).__name__
-    check(isinstance(content, dict), f"expected a state dict of tensors, got {_with_article(kind)}")
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a state dict of tensors, got {_with_article(kind)}")
     found = dict(_tensor_dicts(content, ()))
     if len(found) > 1:
         found = {path: tensors for path, tensors in found.items() if _rank(path) is not None}
