@@ -77,8 +77,9 @@ def _defined_names(statement: ast.stmt) -> list[str]:
 
 
 def _used_names(statement: ast.stmt) -> set[str]:
-    "All names that occur below a statement; names inside quoted annotations are left out."
-    return {n.id for n in ast.walk(statement) if isinstance(n, ast.Name)}
+    "All names that are read below a statement; names inside quoted annotations are left out."
+    names = (n for n in ast.walk(statement) if isinstance(n, ast.Name))
+    return {n.id for n in names if isinstance(n.ctx, ast.Load)}
 
 
 def parse_module(
@@ -196,15 +197,23 @@ def _own_source(function: Callable) -> str:
 @lru_cache(maxsize=4096)
 def _code_digest(roots: tuple[tuple[str, str, str], ...]) -> str:
     named = frozenset((module, name) for module, name, source in roots if not source)
-    parts = [f"{module} {module_table(module).digest}" for module in reached_modules(named)]
-    for module, _, source in roots:
+    parts = [_module_line(module) for module in reached_modules(named)]
+    for home, _, source in roots:
         if not source:
             continue
         parts.append(source)
-        references = _imported_names(ast.parse(source), module).values()
+        references = _imported_names(ast.parse(source), home).values()
         ours = frozenset(r for r in references if _is_ours(r[0]))
-        parts += [f"{m} {module_table(m).digest}" for m in reached_modules(ours)]
+        parts += [_module_line(module) for module in reached_modules(ours)]
     return hashlib.sha256("\n".join(sorted(set(parts))).encode()).hexdigest()[:16]
+
+
+def _module_line(module: str) -> str:
+    "A module of ours and the digest of its code."
+    table = module_table(module)
+    if table is None:
+        raise ValueError(f"expected a module of ours with a file, got {module}")
+    return f"{module} {table.digest}"
 
 
 def forget_code() -> None:
