@@ -99,7 +99,9 @@ def Xception(
     c = 91 * width // 4  # 728 channels at width 32
     entry = entry_flow(width, highpass_gain)
     blocks = [XceptionBlock([c] * 4, halve=False) for _ in range(middle)]
-    layers = OrderedDict(entry=entry, middle=nn.Sequential(*blocks), exit=exit_flow(width))
+    layers: OrderedDict[str, nn.Module] = OrderedDict(entry=entry)
+    layers["middle"] = nn.Sequential(*blocks)
+    layers["exit"] = exit_flow(width)
     layers["pool"] = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     body = nn.Sequential(layers)
     for module in body.modules():

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -24,7 +24,7 @@ import torch
 class Outcome:
     "How one call ended."
 
-    result: object = None  # what the function returned
+    result: Any = None  # what the function returned
     error: str | None = None  # one line, or None where the call ended well
     disk_full: bool = False  # the error is a disk, quota or file size limit that is exhausted
     worker_died: bool = False  # the process that ran the call is gone
@@ -192,8 +192,9 @@ class Ray:
         remote = self.ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)
         self.task = remote(run_safely)
         processors = max(1, int(self.ray.cluster_resources().get("CPU", 1)))
-        limited = count is not None and (address is not None or not self.owns_cluster)
-        self.most = count if limited else 2 * processors
+        self.most = 2 * processors
+        if count is not None and (address is not None or not self.owns_cluster):
+            self.most = count
 
     def has_capacity(self) -> bool:
         "Whether another call may wait on the cluster."

@@ -158,7 +158,7 @@ def read_results(
     if path.suffix == ".parquet":
         table = pd.read_parquet(path)
         for name, value in equal.items():
-            table = table[table[name] == value]
+            table = table.loc[table[name] == value]
         return table.reset_index(drop=True)
     path = path / FILE if path.is_dir() or not path.exists() else path
     if not path.exists():
@@ -214,11 +214,11 @@ def wide(
     pd.DataFrame
 ):  # one row per cell: the case, a column per metric, METRIC_benign where there is one
     "The long table with one row per cell."
-    chosen = table if metrics is None else table[table.metric.isin(list(metrics))]
+    chosen = table if metrics is None else table.loc[table.metric.isin(list(metrics))]
     case = ["cell", *CASE_COLUMNS]
     order = list(dict.fromkeys(chosen.metric.dropna()))
     values = chosen.pivot(index="cell", columns="metric", values="value").reindex(columns=order)
     benign = chosen.pivot(index="cell", columns="metric", values="value_benign")
     benign = benign.reindex(columns=order).dropna(axis=1, how="all").add_suffix("_benign")
-    about = chosen[case].drop_duplicates("cell").set_index("cell")
+    about = chosen.loc[:, case].drop_duplicates("cell").set_index("cell")
     return about.join(values).join(benign).reset_index()
