@@ -6,15 +6,16 @@
 __all__ = ['TYPES', 'PLACEHOLDERS', 'QUICK', 'OF_LATENTS', 'OF_PROMPTS', 'OF_SEARCHES', 'OUT', 'SEED',
            'QUICK_OPTION', 'RATES', 'WORKERS', 'RECON_STEPS', 'GAN_STEPS', 'N_PORTRAITS',
            'N_CAPTIONED', 'WALKTHROUGH_TEXT', 'TRAINING_TEXT', 'ATTACK_TEXT', 'REPORT_TEXT',
-           'GRID_TEXT', 'AUDIT_TEXT', 'DOCTOR_TEXT', 'FACES_OPTION', 'ATTRIBUTES_OPTION',
-           'AUDIT_OPTIONS', 'TRAINING_OPTIONS', 'ATTACK_OPTIONS', 'FOLDERS', 'COMMANDS',
-           'PROGRAM_TEXT', 'Option', 'comments_by_line', 'option_of_field', 'config_options',
-           'dashed', 'refuse', 'check_names', 'check_rates', 'parsed_edit', 'given_options',
-           'preset_name', 'changed_settings', 'generator_files', 'run_config', 'check_detector',
-           'run_walkthrough', 'trained_generator', 'is_trained', 'run_attack', 'print_report',
-           'run_report', 'run_training', 'train_stylegan2', 'train_diffusion_model', 'run_grid',
-           'wanted_defenses', 'check_grid_names', 'run_audit', 'run_doctor', 'Command',
-           'walkthrough_options', 'grid_options', 'option_field', 'options_type', 'parsed', 'main']
+           'GRID_TEXT', 'PERTURBATIONS_TEXT', 'AUDIT_TEXT', 'DOCTOR_TEXT', 'FACES_OPTION',
+           'ATTRIBUTES_OPTION', 'PERTURBATION_OPTIONS', 'AUDIT_OPTIONS', 'TRAINING_OPTIONS',
+           'ATTACK_OPTIONS', 'FOLDERS', 'COMMANDS', 'PROGRAM_TEXT', 'Option', 'comments_by_line',
+           'option_of_field', 'config_options', 'dashed', 'refuse', 'check_names', 'check_rates',
+           'parsed_edit', 'given_options', 'preset_name', 'changed_settings', 'generator_files',
+           'run_config', 'check_detector', 'run_walkthrough', 'trained_generator', 'is_trained',
+           'run_attack', 'print_report', 'run_report', 'run_training', 'train_stylegan2',
+           'train_diffusion_model', 'run_grid', 'wanted_defenses', 'check_grid_names', 'run_audit',
+           'run_doctor', 'run_perturbations', 'Command', 'walkthrough_options', 'grid_options',
+           'option_field', 'options_type', 'parsed', 'main']
 
 # %% ../nbs/api/cli.ipynb #88105770
 import ast
@@ -140,7 +141,7 @@ def refuse(
 def check_names(
     what: str,  # for the message: "triggers"
     names: Iterable[str],  # as the user gave them
-    known: Iterable[str],
+    known: Iterable[str],  # names that exist
 ) -> None:
     "Refuse a name that does not exist."
     allowed = list(known)
@@ -196,7 +197,7 @@ def preset_name(
 
 
 def changed_settings(
-    cfg: "RunConfig",
+    cfg: "RunConfig",  # to start from
     **values: Any,  # settings by name
 ) -> "RunConfig":
     "The settings with some values replaced."
@@ -280,7 +281,7 @@ WORKERS = Option("workers", int, "processes", shown_default="one per core")
 
 
 def run_walkthrough(
-    options: Any,
+    options: Any,  # of `walkthrough`
 ) -> None:
     "The whole study, its table and its report; photographs without a generator get one first."
     from natrig_nb.runs.experiments.walkthrough import walkthrough
@@ -322,7 +323,7 @@ def is_trained(
 
 
 def run_attack(
-    options: Any,
+    options: Any,  # of `attack`
 ) -> None:
     "One attack at another rate."
     from natrig_nb.runs.experiments.walkthrough import attack_again
@@ -349,7 +350,7 @@ def print_report(
 
 
 def run_report(
-    options: Any,
+    options: Any,  # of `report`
 ) -> None:
     "Table and page from the records alone."
     print_report(options.out)
@@ -362,7 +363,7 @@ N_CAPTIONED = 40_000  # portraits that a diffusion model learns from
 
 
 def run_training(
-    options: Any,
+    options: Any,  # of `train-generator`
 ) -> None:
     "Attribute network first, generator second; both resume."
     check_names("--kind", [options.kind], ("stylegan2", "diffusion"))
@@ -430,7 +431,7 @@ def train_diffusion_model(
 
 # %% ../nbs/api/cli.ipynb #5336381b
 def run_grid(
-    options: Any,
+    options: Any,  # of `grid`
 ) -> None:
     "Plan, compute, or only write the tables."
     from natrig_nb.report.figures import draw_comparison
@@ -476,7 +477,7 @@ def wanted_defenses(
 
 
 def check_grid_names(
-    cfg: "RunConfig",
+    cfg: "RunConfig",  # of the run
     options: Any,  # of `grid`
 ) -> None:
     "Refuse unknown names, rates and executors."
@@ -496,7 +497,7 @@ def check_grid_names(
 
 
 def run_audit(
-    options: Any,
+    options: Any,  # of `audit`
 ) -> None:
     "The verdict on the terminal, everything else on one page."
     from natrig_nb.audit.run import audit
@@ -527,12 +528,41 @@ def run_audit(
 
 
 def run_doctor(
-    options: Any,
+    options: Any,  # of `doctor`
 ) -> None:
     "What is installed, found and missing."
     from natrig_nb.doctor import doctor
 
     print(doctor(list(options.folders) or None))
+
+# %% ../nbs/api/cli.ipynb #d2a88e45
+def run_perturbations(
+    options: Any,  # of `perturbations`
+) -> None:
+    "The perturbation study and its figures."
+    from natrig_nb.report.perturbation_figures import draw_perturbations
+    from natrig_nb.runs.config import PRESETS
+    from natrig_nb.runs.experiments.perturbations import PerturbationConfig, perturbations
+
+    needed = (options.faces, options.generator, options.attribute_net)
+    if any(needed) and not all(needed):
+        raise ValueError("expected --faces with --generator and --attribute-net, got some of them")
+    sizes = {name: getattr(options, name) for name in ("n_train", "seeds", "epochs")}
+    portraits = changed_settings(PerturbationConfig().portraits, **sizes)
+    photographs = None
+    if options.faces:
+        own = {name: getattr(options, name) for name in ("faces", "generator", "attribute_net")}
+        photographs = changed_settings(portraits, dataset="photographs", **own)
+    walkthrough = PRESETS["portraits"] if options.visibility else None
+    study = PerturbationConfig(
+        portraits=portraits,
+        photographs=photographs,
+        walkthrough=walkthrough,
+        pattern_eps=options.eps,
+    )
+    perturbations(study, options.out, options.workers, options.executor)
+    figures = draw_perturbations(options.out, Path(options.out) / "figures")
+    print(f"{sum(path is not None for path in figures.values())} figures: {options.out}/figures")
 
 # %% ../nbs/api/cli.ipynb #3ecf4702
 class Command(NamedTuple):
@@ -573,6 +603,16 @@ same command continues.
   natrig grid --dry-run                            counts cells, estimates the time
   natrig grid --executor ray --address auto        on a cluster
   natrig grid --tables tables                      only tables and figures of --out"""
+PERTURBATIONS_TEXT = """Adversarial perturbations at test time against five detectors that nobody poisoned.
+
+  natrig perturbations                             painted portraits: hours on two cores
+  natrig perturbations --n-train 100 --seeds 1 --epochs 1
+                                                   a trial run: half an hour
+  natrig perturbations --visibility --out out/walkthrough
+                                                   backdoors at equal visibility too; the detectors
+                                                   of a walkthrough in --out are used again
+
+Stopped, the same command continues; a changed option recomputes what depends on it."""
 AUDIT_TEXT = """Minutes to an hour, by --seconds. The verdict is never that a detector is clean.
 
   natrig audit detector.safetensors --faces trusted.zip --fakes fakes.zip --suspects new.zip
@@ -611,6 +651,19 @@ def grid_options() -> tuple[Option, ...]:
     )
 
 
+PERTURBATION_OPTIONS = (
+    OUT._replace(default="out/perturbations"),
+    Option("faces", str, "archive of photographs: a further data set"),
+    Option("generator", str, "of photographs, with --faces"),
+    Option("attribute_net", str, "of photographs, with --faces"),
+    Option("visibility", bool, "compare with the backdoors of a walkthrough", False),
+    Option("n_train", int, "real faces that detectors learn from, with as many fakes", 1000),
+    Option("seeds", int, "repetitions, with seeds 0, 1, ...", 3),
+    Option("epochs", int, "passes over the training set", 3),
+    Option("eps", float, "bound of universal patterns, L-inf, images in [0,1]", 10 / 255),
+    WORKERS,
+    Option("executor", str, "where cells are computed: processes, ray or serial", "processes"),
+)
 AUDIT_OPTIONS = (
     Option(
         "model",
@@ -709,6 +762,13 @@ COMMANDS = {
             grid_options(),
         ),
         Command(
+            "perturbations",
+            run_perturbations,
+            "Adversarial perturbations against five detectors, with figures.",
+            PERTURBATIONS_TEXT,
+            PERTURBATION_OPTIONS,
+        ),
+        Command(
             "audit",
             run_audit,
             "Measure one detector with every defense that applies, beside benign ones.",
@@ -727,7 +787,7 @@ COMMANDS = {
 
 # %% ../nbs/api/cli.ipynb #d47df112
 def option_field(
-    option: Option,
+    option: Option,  # of a command
 ) -> tuple:  # name, type, field: as `make_dataclass` takes it
     "An option as a field of a dataclass that tyro reads."
     is_optional = option.default is None and not (option.is_required or option.is_positional)
@@ -746,7 +806,7 @@ def option_field(
 
 
 def options_type(
-    command: Command,
+    command: Command,  # of `COMMANDS`
 ) -> type:  # a dataclass
     "The options of a command as a dataclass."
     ordered = sorted(command.options, key=lambda o: not (o.is_required or o.is_positional))

@@ -195,8 +195,7 @@ def examine_checkpoints(
 
 # %% ../nbs/api/doctor.ipynb #00000013
 def examine(
-    places: list
-    | None = None,  # folders to look in; None: this one, and where NATRIG_FACES and NATRIG_REFERENCE point
+    places: list | None = None,  # folders; None: this one, $NATRIG_FACES, $NATRIG_REFERENCE
 ) -> pd.DataFrame:  # kind, name, state, note
     "Everything that was found and everything that is missing."
     named = [os.environ[k] for k in ("NATRIG_FACES", "NATRIG_REFERENCE") if os.environ.get(k)]
@@ -210,8 +209,7 @@ def examine(
 
 
 def doctor(
-    places: list
-    | None = None,  # folders to look in; None: this one, and where NATRIG_FACES and NATRIG_REFERENCE point
+    places: list | None = None,  # folders; None: this one, $NATRIG_FACES, $NATRIG_REFERENCE
 ) -> str:  # lines of text, the last one a verdict
     "A report on this machine: packages, device, data sets, checkpoints, and what is missing."
     found, lines = examine(places), []

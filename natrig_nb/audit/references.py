@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_PARAMS', 'SHARES', 'LOG2_DURATIONS', 'LOG10_LEARNING_RATES', 'MIN_EPOCHS', 'Architecture',
-           'reference_architecture', 'TrainingPlan', 'draw_training_plan',
-           'train_reference_detector', 'train_reference_detectors']
+           'reference_architecture', 'TrainingPlan', 'draw_training_plan', 'train_reference_detector',
+           'train_reference_detectors']
 
 # %% ../../nbs/api/audit/references.ipynb #9384dcff
 from collections.abc import Callable
