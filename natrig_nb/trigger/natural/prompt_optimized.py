@@ -91,8 +91,7 @@ def optimize_prompt(
 def _render_with_late_offset(generator, latents, delta, last):
     "Images (n,3,r,r) that are differentiable in `delta`, which the last steps add to the prompt."
     state = initial_state(generator, latents.noise)
-    timesteps = state.scheduler.timesteps  # pyright: ignore[reportAttributeAccessIssue]
-    steps = len(timesteps)
+    steps = len(state.scheduler.timesteps)
     neutral = latents.neutral
     late = {key: value + delta.get(key, 0) for key, value in neutral.items()}
     with torch.no_grad():
