@@ -166,6 +166,8 @@ def read_results(
     where = " AND ".join(f'"{name}" = ?' for name in equal)
     query = "SELECT * FROM results" + (f" WHERE {where}" if where else "") + " ORDER BY rowid"
     with _clear_errors(path), closing(sqlite3.connect(path, timeout=60)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'results'").fetchone():
+            return pd.DataFrame(columns=list(COLUMNS))  # a run has just opened the file
         rows = connection.execute(query, tuple(equal.values())).fetchall()
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
