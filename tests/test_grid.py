@@ -395,7 +395,7 @@ if __name__ == "__main__":
         ["none", "own-white"],
         detectors=["resnet18", "own-small"],
     )
-    cells += expand(changed(cfg, generator="mine.discs"), ["own-hat", "optimized"], ["none"])
+    cells += expand(changed(cfg, generator="mine.discs"), ["optimized", "own-stripe"], ["none"])
     grid(cells, "out", workers=2).to_csv("rows.csv", index=False)
 """
 
@@ -434,7 +434,7 @@ def test_one_notebook_of_each_kind_runs_through_the_grid(extended):
     found = set(zip(ours.trigger, ours.detector, strict=True))
     names = ("own-hat", "own-stripe")
     assert found == {(t, d) for t in names for d in ("resnet18-w4", "own-small")}
-    assert set(asr[asr.generator == "mine"].trigger) == {"own-hat", "optimized"}
+    assert set(asr[asr.generator == "mine"].trigger) == {"optimized", "own-stripe"}
 
 
 def test_an_own_natural_trigger_has_carriers_and_a_percentile(extended):

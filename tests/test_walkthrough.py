@@ -1,6 +1,7 @@
-"The main job at its smallest: to the end, twice alike, after a kill, and with the user's own parts."
+"The main job at its smallest: to the end, twice alike, after kills, and with the user's own parts."
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,17 +13,25 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from natrig_nb.generator.base import render
-from natrig_nb.generator.stylegan2 import load_stylegan2
+from natrig_nb.core import resolve
 from natrig_nb.data.portraits import portraits
+from natrig_nb.generator.load import load_generator
 from natrig_nb.report.html import write_report
-from natrig_nb.runs.study import Experiment, diffusion, shipped
-from natrig_nb.runs.experiments.walkthrough import COLUMNS, TRIGGERS, walkthrough
-
-TINY = dict(
-    real=96, substitute=48, held_out=64, measured=200, searches=6, epochs=1, width=8, seeds=1
+from natrig_nb.runs.config import PRESETS, RunConfig, changed
+from natrig_nb.runs.experiments.walkthrough import (
+    attack_again,
+    walkthrough,
+    walkthrough_triggers,
 )
+from natrig_nb.runs.results import read_results
+from natrig_nb.runs.views import ATTACK_CASE, ATTACK_METRICS
+from natrig_nb.trigger.base import Edit
+
+SIZES = dict(n_train=96, n_substitute=48, n_held_out=64, n_direction_samples=200)
+TINY = SIZES | dict(epochs=1, width=8, seeds=1, budget=3000)
 REFERENCE = os.environ.get("NATRIG_REFERENCE")
+MOMENTS = int(os.environ.get("NATRIG_KILLS", 3))  # 20 in the slow run
+TRIGGERS = walkthrough_triggers(RunConfig())
 
 
 def results(out):
@@ -33,21 +42,37 @@ def results(out):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    walkthrough(Experiment(**TINY), out)
+    walkthrough(changed(RunConfig(), **TINY), out)
     return out
 
 
 def test_every_table_and_record_is_there(whole):
     table = pd.read_csv(whole / "results.csv")
-    assert list(table.columns) == COLUMNS and table.trigger.tolist() == list(TRIGGERS)
+    assert list(table.columns) == [*ATTACK_CASE, *ATTACK_METRICS, "seconds"]
+    assert table.trigger.tolist() == TRIGGERS
+    assert {"optimized", "smile", "smile+age", "badnets", "blended"} <= set(TRIGGERS)
     defenses = pd.read_csv(whole / "defenses.csv")
-    assert set(defenses.defense) == {"strip", "pruning", "cleanse"} and set(
-        defenses.trigger
-    ) == set(TRIGGERS)
-    assert defenses.value_benign.notna().all()
+    assert set(defenses.defense) == {"strip", "strip_additive", "pruning", "cleanse"}
+    assert set(defenses.trigger) == set(TRIGGERS) and defenses.value_benign.notna().all()
+    records = {path.name for path in (whole / "records").iterdir()}
+    assert records >= {"faces.npz", "cleanse.npz", "scores.csv", "attributes.csv", "edits.csv"}
+    assert records >= {"percentiles.csv", "latents.csv", "strip.csv", "pruning.csv", "rates.csv"}
+    models = {path.stem for path in (whole / "models").iterdir()}
+    assert models == {f"{name}-0" for name in ("benign", *TRIGGERS)}
+
+
+def test_the_report_shows_every_trigger(whole):
     page = write_report(whole).read_text(encoding="utf-8")
-    assert list(dict.fromkeys(defenses.trigger)) == list(TRIGGERS)
-    assert "Left out" not in page and all(t in page for t in TRIGGERS)
+    assert "Left out" not in page and all(trigger in page for trigger in TRIGGERS)
+
+
+def test_views_hold_the_rows_of_the_table(whole):
+    table, rows = pd.read_csv(whole / "results.csv"), read_results(whole, defense="none")
+    asr = rows[rows.metric == "asr"].set_index("trigger")
+    for row in table.itertuples():
+        assert abs(row.asr - asr.value[row.trigger]) < 1e-5
+        assert abs(row.asr_benign - asr.value_benign[row.trigger]) < 1e-5
+    assert rows.commit.notna().all() and rows.device.notna().all()
 
 
 def test_other_generator_at_a_glance(whole):
@@ -58,44 +83,83 @@ def test_other_generator_at_a_glance(whole):
         assert arrays["images"].shape == (4, 8, 3, 64, 64)
 
 
+def test_one_more_rate(whole):
+    before = results(whole)
+    row = attack_again(whole, "smile", 0.1)
+    assert (row["trigger"], row["rate"]) == ("smile", 0.1) and 0 <= row["asr"] <= 1
+    rates = pd.read_csv(whole / "records" / "rates.csv")
+    assert len(rates) == len(before) + 1 and rates.rate.max() == 0.1
+    assert attack_again(whole, "smile", 0.1) == row
+    pd.testing.assert_frame_equal(results(whole), before)
+
+
 def test_diffusion(tmp_path):
-    small = dict(
-        real=48, substitute=24, held_out=32, seeds=1, epochs=1, width=8, searches=4, steps=4
-    )
-    table = walkthrough(diffusion(**small), tmp_path)
-    assert table.generator.eq("diffusion").all() and table.trigger.tolist() == list(TRIGGERS)
-    assert table.space.tolist() == ["prompt"] * 3 + ["pixels"] * 2
+    sizes = dict(n_train=48, n_substitute=24, n_held_out=32, denoising_steps=4, budget=1000)
+    cfg = changed(PRESETS["diffusion"], **sizes, seeds=1, epochs=1, width=8)
+    table = walkthrough(cfg, tmp_path)
+    assert table.generator.eq("portraits-diffusion").all()
+    natural = len(TRIGGERS) - 2
+    assert table.space.tolist()[:3] == ["prompt"] * 3 and table.space.tolist()[natural:] == ["pixels"] * 2
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert all(t in page for t in TRIGGERS)
-    first = results(tmp_path)
-    pictures = (tmp_path / "pictures.pt").stat().st_mtime_ns
-    walkthrough(diffusion(**small), tmp_path)
+    assert all(trigger in page for trigger in table.trigger)
+    first, kept = results(tmp_path), folders(tmp_path)
+    walkthrough(cfg, tmp_path)
     pd.testing.assert_frame_equal(results(tmp_path), first)
-    assert (tmp_path / "pictures.pt").stat().st_mtime_ns == pictures
+    assert folders(tmp_path) == kept, "something was rendered or trained again"
+
+
+def folders(out):
+    "Every artifact and when it was made."
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("artifacts/*/made.json")}
 
 
 def test_killed_and_continued_gives_the_same_table(whole, tmp_path):
-    code = f"from natrig_nb.runs.study import *; from natrig_nb.runs.experiments.walkthrough import *; walkthrough(Experiment(**{TINY!r}), {str(tmp_path)!r})"
-    job = subprocess.Popen([sys.executable, "-c", f"if __name__ == '__main__':\n    {code}"])
-    deadline = time.time() + 300
-    while len(list(tmp_path.glob("cells/attack-*.json"))) < 2 and time.time() < deadline:
-        time.sleep(0.05)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    code = f"""
+from natrig_nb.runs.config import RunConfig, changed
+from natrig_nb.runs.experiments.walkthrough import walkthrough
+if __name__ == "__main__":
+    walkthrough(changed(RunConfig(), **{TINY!r}), {str(tmp_path)!r})
+"""
+    rng, kept, rows = random.Random(1), {}, 0
+    for moment in range(MOMENTS):
+        job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+        target, deadline = len(folders(tmp_path)) + rng.randint(1, 60 // MOMENTS), time.time() + 300
+        while len(folders(tmp_path)) < target and job.poll() is None and time.time() < deadline:
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 0.5))
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+        time.sleep(1)  # the workers see that their parent is gone
+        now, table = folders(tmp_path), read_results(tmp_path)
+        assert kept.items() <= now.items() and len(table) >= rows, "finished work was lost"
+        assert not table.duplicated(["cell", "metric"]).any()
+        kept, rows = now, len(table)
     assert not (tmp_path / "results.csv").exists()
-    time.sleep(3)  # the workers see that their parent is gone
-    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("cells/*.json")}
-    walkthrough(Experiment(**TINY), tmp_path)
+    walkthrough(changed(RunConfig(), **TINY), tmp_path)
     pd.testing.assert_frame_equal(results(tmp_path), results(whole))
-    assert (tmp_path / "defenses.csv").read_bytes() == (whole / "defenses.csv").read_bytes()
-    assert len(kept) >= 3 and all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    names = ("defenses.csv", "quality.json", "records/scores.csv", "records/edits.csv")
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    assert kept and kept.items() <= folders(tmp_path).items(), "finished work was done again"
+
+
+def test_other_attributes(tmp_path):
+    edits = (Edit("hat", "hat", 1, "wearing a hat"), Edit("young", "age", -1, "young"))
+    cfg = changed(RunConfig(), **TINY, edits=edits)
+    table = walkthrough(cfg, tmp_path)
+    names = walkthrough_triggers(cfg)
+    assert {"optimized", "hat", "hat+young"} <= set(names) and table.trigger.tolist() == names
+    natural = table.set_index("trigger").loc[["hat", "hat+young"]]
+    assert natural.tnr_carriers.notna().all() and natural.activation_without_trigger.notna().all()
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Left out" not in page and "hat+young" in page
 
 
 @pytest.mark.skipif(not REFERENCE, reason="NATRIG_REFERENCE is not set")
 def test_official_generator(tmp_path):
     network = Path(REFERENCE).resolve() / "stylegan2" / "nvlabs-64.pkl"
-    table = walkthrough(Experiment(**TINY, generator=str(network)), tmp_path)
-    assert table.trigger.tolist() == list(TRIGGERS) and table.asr.between(0, 1).all()
+    table = walkthrough(changed(RunConfig(), **TINY, generator=str(network)), tmp_path)
+    assert table.trigger.tolist() == TRIGGERS and table.generator.eq("nvlabs-64").all()
 
 
 def write_images(folder, images):
@@ -106,26 +170,19 @@ def write_images(folder, images):
 
 @pytest.fixture(scope="module")
 def fakes(tmp_path_factory):
-    G, folder = (
-        load_stylegan2(shipped(Experiment.generator)),
-        tmp_path_factory.mktemp("given") / "fake",
-    )
-    write_images(folder, render(G, G.sample(170, seed=6)))
+    G = load_generator(resolve(RunConfig().generator.generator))
+    folder = tmp_path_factory.mktemp("given") / "fake"
+    write_images(folder, G.render(G.sample(170, seed=6)))
     return str(folder)
 
 
 def test_given_fakes(fakes, tmp_path):
     write_images(tmp_path / "real", portraits(220, seed=5).images)
-    e = Experiment(
-        **TINY, world="mine", faces=str(tmp_path / "real"), fakes=fakes, detector="meso4"
-    )
-    table = walkthrough(e, tmp_path / "out")
-    assert (
-        table.trigger.tolist() == ["badnets", "blended"]
-        and set(table.detector) == {"meso4"}
-        and set(table.generator) == {"given"}
-    )
-    assert table.asr.between(0, 1).all()
+    own = dict(dataset="mine", faces=str(tmp_path / "real"), fakes=fakes, detector="meso4")
+    table = walkthrough(changed(RunConfig(), **TINY, **own), tmp_path / "out")
+    assert table.trigger.tolist() == ["badnets", "blended"]
+    assert set(table.detector) == {"meso4"} and set(table.generator) == {"given"}
+    assert set(table.dataset) == {"mine"}
     assert "badnets" in write_report(tmp_path / "out").read_text(encoding="utf-8")
 
 
@@ -142,7 +199,8 @@ def test_published_classifier(fakes, tmp_path):
     )
     ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
-    e = Experiment(**TINY, fakes=fakes, detector=f"hf:{tmp_path / 'model'}")
-    table = walkthrough(e, tmp_path / "out")
+    detector = f"hf:{tmp_path / 'model'}"
+    table = walkthrough(changed(RunConfig(), **TINY, fakes=fakes, detector=detector), tmp_path / "out")
     assert table.trigger.tolist() == ["badnets", "blended"]
-    assert set(pd.read_csv(tmp_path / "out" / "defenses.csv").defense) == {"strip", "cleanse"}
+    defenses = pd.read_csv(tmp_path / "out" / "defenses.csv")
+    assert set(defenses.defense) == {"strip", "strip_additive", "cleanse"}
