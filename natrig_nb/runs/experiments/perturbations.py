@@ -182,7 +182,9 @@ def perturbations(
     cells = perturbation_cells(recipes, study)
     make = partial(make_executor, executor, workers)
     rows = run_measurements(cells, out, make, pictures, again=True, title="perturbations")
+    drawn = [artifact.folder(out) / "pictures.npz" for artifact in pictures]
+    for path in drawn:
+        if path.exists():
+            link_file(path, Path(out) / path.name)
     check_complete(rows, out)
-    for picture in pictures:
-        link_file(picture.folder(out) / "pictures.npz", Path(out) / "pictures.npz")
     return rows
