@@ -35,7 +35,7 @@ test: install
 
 tidy: install
 	python tools/format.py
-	python tools/export.py
+	nbdev_export
 	python tools/readme.py
 	python tools/check.py --fix
 

@@ -126,7 +126,7 @@ def refuse(
         raise ValueError(f"expected no {dashed(unused)} {why}: it would not be used")
 
 
-def check_names(
+def require_known(
     what: str,  # for the message: "triggers"
     names: Iterable[str],  # as the user gave them
     known: Iterable[str],  # names that exist
@@ -254,7 +254,7 @@ def check_detector(
     from natrig_nb.detector.base import detector_specs
 
     if ":" not in name:
-        check_names("detectors", [name], detector_specs())
+        require_known("detectors", [name], detector_specs())
 
 # %% ../nbs/api/cli.ipynb #c9fa1cc3
 OUT = Option("out", str, "folder of the run; the same one continues", "out/walkthrough")
@@ -320,7 +320,7 @@ def run_attack(
 
     check_rates([options.poison_rate])
     cfg = read_settings(options.out)
-    check_names("triggers", [options.trigger], available_triggers(cfg.triggers, cfg.generator))
+    require_known("triggers", [options.trigger], available_triggers(cfg.triggers, cfg.generator))
     row = attack_again(options.out, options.trigger, options.poison_rate, options.seed)
     for name, value in row.items():
         print(f"{name:28} {value}")
@@ -354,7 +354,7 @@ def run_training(
     options: Any,  # of `train-generator`
 ) -> None:
     "Attribute network first, generator second; both resume."
-    check_names("--kind", [options.kind], ("stylegan2", "diffusion"))
+    require_known("--kind", [options.kind], ("stylegan2", "diffusion"))
     given = given_options(options, ("faces", "attributes", "recon_steps", "gan_steps"))
     if "attributes" in given and "faces" not in given:
         raise ValueError("expected --faces with --attributes, got none")
@@ -473,11 +473,11 @@ def check_grid_names(
     from natrig_nb.runs.preparation import available_triggers
 
     check_rates(options.rates)
-    check_names("triggers", options.triggers, available_triggers(cfg.triggers, cfg.generator))
-    check_names("defenses", options.defenses, ["none", *defense_specs()])
+    require_known("triggers", options.triggers, available_triggers(cfg.triggers, cfg.generator))
+    require_known("defenses", options.defenses, ["none", *defense_specs()])
     for name in options.detectors:
         check_detector(name)
-    check_names("--executor", [options.executor], ("processes", "ray", "serial"))
+    require_known("--executor", [options.executor], ("processes", "ray", "serial"))
     if options.executor != "ray":
         refuse(given_options(options, ["address"]), ["address"], "without --executor ray")
     if options.executor == "serial":

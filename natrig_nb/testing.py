@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from natrig_nb.generator.base import Generator
 
 # %% auto #0
-__all__ = ['checkerboard', 'add_trace', 'synthetic_faces', 'apply_patch', 'planted_backdoor', 'PlantedSets', 'poison_planted',
-           'small_detector', 'RepairCase', 'repair_case', 'toy_generator', 'DiscScores', 'disc_detector', 'disc_faces']
+__all__ = ['checkerboard', 'add_trace', 'synthetic_faces', 'apply_patch', 'planted_backdoor', 'toy_generator']
 
 # %% ../nbs/api/testing.ipynb #177a1d1d
 def checkerboard(

@@ -32,7 +32,7 @@ def export_differences():
         )
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         done = subprocess.run(
-            [sys.executable, ROOT / "tools/export.py"],
+            ["nbdev_export"],
             cwd=fresh,
             capture_output=True,
             text=True,

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MASKS', 'MASK_ATTACK', 'PATTERNS', 'VISIBLE_LEVELS', 'VISIBLE_SHARES', 'mask_table', 'mask_steps',
-           'universal_patterns', 'pattern_table', 'activation_table', 'layer_maps',
-           'study_pictures', 'visibility_curves']
+           'universal_patterns', 'pattern_table', 'activation_table', 'layer_maps', 'study_pictures',
+           'visibility_curves']
 
 # %% ../../nbs/api/adversarial/tables.ipynb #a60f316c
 from collections.abc import Callable

@@ -2,8 +2,7 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENT', 'PAINTED', 'DEFENSES', 'walkthrough_triggers', 'attack_cells', 'defense_cells',
-           'walkthrough_measurements', 'walkthrough_records', 'walkthrough', 'publish_detectors', 'write_rates',
-           'attack_again']
+           'walkthrough_measurements', 'walkthrough_records']
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #00000003
 import time
