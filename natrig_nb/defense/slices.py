@@ -96,7 +96,7 @@ def slice_table(
     families = set(sizes.tolist())
     for size in families:
         rows = np.flatnonzero(sizes == size)
-        attributes = {tuple(t.attribute for t in slices[row].targets) for row in rows}
+        attributes = {tuple(t.attribute for t in slices[row].targets) for row in rows.tolist()}
         part = counts[:, rows]
         tests = compare_counts(part[0], part[1:], n[rows], len(attributes))
         table.loc[rows, "t"] = tests.t
