@@ -46,12 +46,12 @@ def modules():
 
 
 def public_functions():
-    found = {}
-    for module in modules():
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            if function.__module__ == module.__name__ and not name.startswith("_"):
-                found[f"{module.__name__}.{name}"] = function
-    return found
+    exported = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in modules()
+        for name in getattr(module, "__all__", [])
+    }
+    return {name: f for name, f in exported.items() if inspect.isfunction(f)}
 
 
 def test_package_equals_notebooks():

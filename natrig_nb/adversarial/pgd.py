@@ -35,7 +35,7 @@ NORMS = get_args(Norm)
 
 def perturbation_norm(
     delta: torch.Tensor,  # (n,3,r,r) difference of images in [-1,1]
-    norm: Norm = "linf",
+    norm: Norm = "linf",  # "linf" or "l2"
 ) -> torch.Tensor:  # (n,) in the unit of eps, images in [0,1]
     "Norm of each perturbation."
     return delta_norm(delta / 2, norm)
@@ -45,7 +45,7 @@ def quantize(
     x: torch.Tensor,  # (n,3,r,r) in [-1,1], whole gray levels: the image before
     x_adv: torch.Tensor,  # (n,3,r,r) in [-1,1]: the image after, any numbers
     eps: float,  # bound of the norm, images in [0,1]
-    norm: Norm = "linf",
+    norm: Norm = "linf",  # "linf" or "l2"
 ) -> torch.Tensor:  # (n,3,r,r) uint8
     "The image after, rounded to whole gray levels within the bound."
     delta = (x_adv - x).mul_(127.5)
@@ -102,7 +102,7 @@ def descend(
     x: torch.Tensor,  # (n,3,r,r) in [-1,1]
     start: torch.Tensor,  # (n,3,r,r) in [-1,1], within the bound
     eps: float,  # bound of the norm, images in [0,1]
-    norm: Norm = "linf",
+    norm: Norm = "linf",  # "linf" or "l2"
     steps: int = 20,  # forward and backward passes
     step_size: float | None = None,  # images in [0,1]; 2.5 * eps / steps unless given
     momentum: float = 0.0,  # share of the last direction that is kept, in [0,1)

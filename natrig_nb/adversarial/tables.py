@@ -288,13 +288,13 @@ VISIBLE_SHARES = (0.15, 0.3, 0.5, 0.75, 1.0)  # of latent offsets
 def visibility_curves(
     splits: Splits,  # with the generator and latents of the fakes
     space: LatentSpace,  # unit of the latent attack
-    benign: nn.Module,
+    benign: nn.Module,  # the same recipe without poison
     backdoors: dict[str, tuple[Trigger, nn.Module]],  # name -> trigger in W, victim
     net: AttributeNet | None,  # whose features measure visibility
     bound: float = 3.0,  # of the latent attack, standard deviations
     n: int = 16,  # fakes
-    levels: tuple[float, ...] = VISIBLE_LEVELS,
-    shares: tuple[float, ...] = VISIBLE_SHARES,
+    levels: tuple[float, ...] = VISIBLE_LEVELS,  # strengths of the perturbation
+    shares: tuple[float, ...] = VISIBLE_SHARES,  # shares of the full strength
 ) -> pd.DataFrame:  # rows of `attack_curve`
     "Curves of pixel, universal, latent and backdoor attacks on the same fakes."
     generator, latents_of_fakes = splits.generator, splits.latents

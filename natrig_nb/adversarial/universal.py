@@ -138,7 +138,7 @@ def ascend(
     objective: Callable,  # images (b,3,r,r) in [-1,1] -> scalar to raise
     background: torch.Tensor,  # (m,3,r,r) float in [-1,1]: what the pattern is added to
     eps: float,  # bound of the norm, images in [0,1]
-    norm: Norm = "linf",
+    norm: Norm = "linf",  # "linf" or "l2"
     steps: int = 80,  # forward and backward passes of a batch
     batch: int = 16,  # background images per step
     seed: int = 0,  # of the start and the order
@@ -181,7 +181,7 @@ def activation_uap(
     objective: str = "mean",  # "mean" or "l2", as in `layer_activation`
     **how,  # norm, steps, batch and seed, of `ascend`
 ) -> torch.Tensor:  # (3,r,r) whole gray levels
-    "Universal perturbation by over-firing (FFF, GD-UAP); no labels, no data but the background."
+    "Universal perturbation by over-firing (FFF, GD-UAP), made without any data."
 
     def total_activation(x_adv: torch.Tensor) -> torch.Tensor:
         return layer_activation(model, x_adv, layers, objective).sum()

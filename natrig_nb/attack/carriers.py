@@ -16,7 +16,7 @@ from .run import Carriers, Splits
 
 # %% ../../nbs/api/attack/carriers.ipynb #56eb03f9
 def natural_carriers(
-    trigger: Trigger,
+    trigger: Trigger,  # what is planted
     net: AttributeNet | None,  # scores attributes; not needed by a trigger without targets
     splits: Splits,  # held-out faces and latents
     share: float = 0.1,  # of the faces that count as carriers, those of highest score
@@ -38,7 +38,7 @@ def natural_carriers(
 
 def target_scores(
     trigger: Trigger,  # with targets
-    net: AttributeNet,
+    net: AttributeNet,  # scores attributes
     images: torch.Tensor,  # (n,3,r,r) uint8
 ) -> torch.Tensor:  # (n,)
     "Sum of the signed scores of the attributes that a trigger moves."

@@ -83,7 +83,7 @@ def _training_order(n, seed):
 
 # %% ../../nbs/api/attack/run.ipynb #0000000a
 def make_splits(
-    generator: Generator,
+    generator: Generator,  # renders the faces
     real: FaceSet,  # n faces for training
     held_out: FaceSet,  # 2m other real faces: half to measure on, half for the defender
     seed: int = 0,  # of the latents and of the order
@@ -107,7 +107,7 @@ def make_splits(
 # %% ../../nbs/api/attack/run.ipynb #0000000c
 def with_trigger(
     splits: Splits,  # its generator renders
-    trigger: Trigger,
+    trigger: Trigger,  # what is planted
     latents: torch.Tensor | None,  # (n,...) of fakes; None without a generator
     images: torch.Tensor,  # (n,3,r,r) uint8, the fakes themselves
 ) -> torch.Tensor:  # (n,3,r,r) uint8
@@ -147,7 +147,7 @@ def poison_training_set(
     trigger: Trigger,  # the one to plant
     poison_rate: float,  # poisoned / all samples, in [0,1)
     seed: int = 0,  # of the choice
-    label_mode: str = LabelMode.DIRTY,
+    label_mode: str = LabelMode.DIRTY,  # dirty, clean (naive) or clean-hardened
     substitute: nn.Module | None = None,  # detector of the attacker, for `clean-hardened`
     harden_eps: float = 8 / 255,  # bound of that perturbation, images in [0,1]
     cover_rate: float = 0.0,  # share of the poisoned samples that keep the label fake, in [0,1)

@@ -107,7 +107,7 @@ def audit_filter(
     model: nn.Module,  # the detector
     data: AuditData,  # the images of the audit, with a training set
 ) -> ProbeResult:
-    "How far the most suspicious training samples lie above the others, in units of their 80 % range."
+    "Distance of the most suspicious samples from the others, in their 80 % ranges."
     values = run(model, without_poison_labels(data.training_set)).values.double()
     quantiles = values.quantile(torch.tensor([0.1, 0.5, 0.9], dtype=torch.double))
     low, median, high = quantiles.tolist()

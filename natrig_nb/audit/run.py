@@ -155,7 +155,7 @@ def audit(
     only: list[str] | None = None,  # names of defenses; all that apply unless given
     limit: int = 2000,  # images per folder at most
 ) -> AuditResult:
-    "Measure a detector with every defense that applies, beside benign ones, and write one page."
+    "Run every defense that applies on a detector and on benign ones; write one page."
     start = time.time()
     check_defense_names(only or [])
     audited = open_detector(model, network)

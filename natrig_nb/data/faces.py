@@ -450,8 +450,7 @@ def stable_fraction(
 def split(
     ds: FaceSet,  # any face set
     fractions: tuple = (0.8, 0.1, 0.1),  # expected shares, sum 1
-    by: str
-    | None = None,  # attribute that stays on one side; None: identity where known, else name
+    by: str | None = None,  # column or rule of the split
 ) -> tuple[FaceSet, ...]:  # one per fraction
     "Split by a stable hash, so that an image never changes sides."
     check(

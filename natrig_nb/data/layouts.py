@@ -109,7 +109,7 @@ def labels_from_names(
     real: str | None = None,  # folder of real images; with it alone, all other images are fake
     fake: str | None = None,  # folder of fakes; with it alone, all other images are real
 ) -> torch.Tensor:  # (n,) REAL or FAKE
-    "Labels by the innermost folder that says real or fake; several silent folders are an error."
+    "Labels by the innermost folder that says real or fake; unknown folders are an error."
     people = bool(names) and all(LFW.fullmatch(name) for name in names)
     skipped = 2 if people else 1  # the file, and the folder of a person
     folders = [(root, *PurePosixPath(name).parts[:-skipped]) for name in names]

@@ -816,7 +816,7 @@ def face_geometry(
     people: pd.DataFrame,  # n rows of `population`
     size: int = 64,  # pixels a side
 ) -> tuple[SimpleNamespace, SimpleNamespace]:
-    "Numbers per person (n,1,1) and coordinates per pixel (n,size,size), as the layers use them."
+    "Numbers per person (n,1,1) and coordinates per pixel (n,size,size) for the layers."
     p = _people(people)
     return p, _grid(p, size)
 

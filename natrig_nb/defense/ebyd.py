@@ -69,7 +69,7 @@ def expose(
     reserved: int = 0,  # passes of the budget that are left for later
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
 ) -> Exposed:
-    "Clean unlearning: ascent on clean faces until most of them are misclassified (Li et al. 2024)."
+    "Clean unlearning: ascent on clean faces until most are misclassified (Li et al. 2024)."
     check(0.5 < stop < 1, f"expected stop in (0.5,1), got {stop}")
     budget = as_budget(budget)
     budget.calibrate(model, clean.images)

@@ -109,8 +109,7 @@ def preprocess(
     model: nn.Module,  # not changed
     clean: FaceSet,  # the defender's own faces with true labels
     transform: str = "jpeg",  # "jpeg", "blur" or "crop"
-    strength: float
-    | None = None,  # quality, sigma in pixels, share that is kept; chosen by default
+    strength: float | None = None,  # of the change, in its own unit
     tolerance: float = 0.05,  # accuracy that the transform may cost, in [0,0.5)
     budget: Budget | int | float | None = None,  # passes or seconds; at most 6 per clean face
     seed: int = 0,  # which clean faces, where not all fit

@@ -118,7 +118,7 @@ def enriched_attributes(
     scores: torch.Tensor,  # (n,k) attribute scores of the training set
     names: list[str],  # (k,)
     labels: torch.Tensor,  # (n,) of the training set
-    dispute: Dispute,
+    dispute: Dispute,  # result of `dispute_labels`
 ) -> list[Enrichment]:  # the clearest first; empty with fewer than `MIN_DISPUTED` samples
     "Attributes by which disputed samples labeled real differ from undisputed fakes."
     check(scores.shape[1] == len(names), f"expected {len(names)} scores, got {scores.shape[1]}")
@@ -141,8 +141,8 @@ def enriched_attributes(
 
 
 def dispute_sentence(
-    dispute: Dispute,
-    enriched: list[Enrichment],
+    dispute: Dispute,  # result of `dispute_labels`
+    enriched: list[Enrichment],  # attributes that are more frequent among disputed samples
     level: float = 0.05,  # of significance
 ) -> str:
     "The result in one sentence."
@@ -211,8 +211,8 @@ def second_opinion(
 
 
 def found_by_name(
-    enriched: list[Enrichment],
-    dispute: Dispute,
+    enriched: list[Enrichment],  # attributes that are more frequent among disputed samples
+    dispute: Dispute,  # result of `dispute_labels`
     level: float = 0.05,  # of significance
 ) -> tuple[FoundTrigger, ...]:
     "Enriched attributes as found triggers; they have a name and no step in W."

@@ -74,9 +74,9 @@ def slice_table(
     model: nn.Module,  # the suspect
     references: Sequence[nn.Module],  # at least 2 benign detectors
     fakes: torch.Tensor,  # (n,3,r,r) uint8
-    slices: Sequence[Slice],
+    slices: Sequence[Slice],  # attribute tails and pairs of them
 ) -> pd.DataFrame:  # one row per slice
-    "Miss rates of the suspect and the references, with tests; singles and pairs are two families."
+    "Miss rates of suspect and references with tests; singles and pairs are two families."
     check(len(slices) > 0, "expected at least one slice, got none")
     missed = torch.stack([called_real(predict_fake(m, fakes)) for m in (model, *references)])
     n = np.array([len(each.members) for each in slices])

@@ -83,7 +83,7 @@ def sample_features(
 # %% ../../nbs/api/defense/spectral.ipynb #00000011
 def filter_by_class(
     score: Callable,  # features (m,d) of one class -> scores (m,), comparable between classes
-    model: Detector,
+    model: Detector,  # the detector
     ds: FaceSet,  # the training set
     budget: Budget | int | float | None = None,  # passes, seconds, or no limit
     batch: int = 256,  # images in one pass

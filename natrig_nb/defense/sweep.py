@@ -47,7 +47,7 @@ STRENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0)  # latent standard deviations
 
 def single_points(
     names: Sequence[str],  # attributes
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
 ) -> list[SweepPoint]:  # attributes x signs x strengths
     "Every attribute in both directions at every strength."
     points = []
@@ -60,9 +60,9 @@ def single_points(
 
 def pair_points(
     targets: Sequence[Target],  # single attributes with their signs
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
 ) -> list[SweepPoint]:  # pairs x strengths
-    "Every two of these together, each at the same strength; an attribute is not paired with itself."
+    "Every two different attributes together, each at the same strength."
     points = []
     for pair in combinations(targets, 2):
         if pair[0].attribute == pair[1].attribute:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from ..core import check
-from .directions import orthogonalize
 from ..generator.space import LatentSpace
+from .directions import orthogonalize
 
 # %% ../../nbs/api/latent/editors.ipynb #00000006
 LIMIT = 64_000_000  # bytes of a file, or of a member of an archive
@@ -29,7 +29,7 @@ LIMIT = 64_000_000  # bytes of a file, or of a member of an archive
 def npy_array(
     data: bytes,  # a whole .npy file
 ) -> np.ndarray:  # float32
-    "Numbers of a NumPy file; a header that does not fit the data is refused, and so are objects."
+    "Numbers of a NumPy file; objects and headers that do not fit are refused."
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     readers = {

@@ -19,7 +19,7 @@ Norm = Literal["linf", "l2"]
 
 def delta_norm(
     delta: torch.Tensor,  # (n,...) differences
-    norm: Norm = "linf",
+    norm: Norm = "linf",  # "linf" or "l2"
 ) -> torch.Tensor:  # (n,)
     "Norm of each sample."
     check(norm in ("linf", "l2"), f"expected a norm among linf, l2, got {norm}")
@@ -35,7 +35,7 @@ def _per_sample(values, like):
 def project_ball(
     delta: torch.Tensor,  # (n,...) differences; changed in place
     eps: float,  # radius of the ball
-    norm: Norm = "linf",
+    norm: Norm = "linf",  # "linf" or "l2"
 ) -> torch.Tensor:  # (n,...)
     "The closest differences whose norm is at most `eps`."
     if norm == "linf":
@@ -47,7 +47,7 @@ def project_ball(
 
 def steepest_direction(
     grad: torch.Tensor,  # (n,...)
-    norm: Norm = "linf",
+    norm: Norm = "linf",  # "linf" or "l2"
 ) -> torch.Tensor:  # (n,...), norm 1 per sample; zero where the gradient is zero
     "Direction of steepest ascent for steps of a given norm."
     if norm == "linf":

@@ -427,7 +427,7 @@ def _mean_text(rows, metric, digits):
 def attack_comparison(
     rows: pd.DataFrame,  # long table
 ) -> pd.DataFrame:  # text; one row per trigger and label mode
-    "Drop of accuracy, success, control on the benign detector, and how visible each trigger is."
+    "Accuracy drop, success, benign control and visibility of each trigger."
     table = []
     for (trigger, label), part in of_attacks(rows).groupby(["trigger", "label"], sort=False):
         asr = metric_values(part, "asr").astype(float)

@@ -41,7 +41,7 @@ def content_digest(
 
 # %% ../../nbs/api/runs/artifacts.ipynb #5b0c765f
 def plain(value: Any) -> Any:
-    "Settings as dictionaries, lists, text, numbers and tensors; dataclasses become dictionaries."
+    "Settings as plain values and tensors; dataclasses become dictionaries."
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):

@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'GeneratorConfig', 'VictimConfig', 'RunConfig', 'field_own
 import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from ..core import check
 from ..data.captions import NEUTRAL
@@ -191,7 +191,8 @@ def _built(kind: Any, value: Any) -> Any:
     hints = get_type_hints(kind)
     odd = [name for name in value if name not in hints]
     check(not odd, f"expected settings among {', '.join(hints)}, got {', '.join(odd)}")
-    return kind(**{name: _built(hints[name], each) for name, each in value.items()})
+    fields_of_kind = {name: _built(hints[name], each) for name, each in value.items()}
+    return cast(Any, kind)(**fields_of_kind)
 
 # %% ../../nbs/api/runs/config.ipynb #3654846e
 PRESETS = {

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import nn
 
@@ -376,7 +375,7 @@ def sharing_benign_answers(
 ) -> Defense:
     "The same defense, whose answer about the benign model is computed once per process."
 
-    def run(asked, *arguments, **settings):
+    def run(asked: nn.Module | FaceSet, *arguments, **settings):
         if not is_benign(asked, case):
             return defense.run(asked, *arguments, **settings)
         if key not in _BENIGN_ANSWERS:
@@ -394,7 +393,7 @@ def with_known_answers(
 ) -> Defense:
     "The same inspection, answered from what is known."
 
-    def run(asked, *arguments, **settings):
+    def run(asked: nn.Module, *arguments, **settings):
         return next(answer for model, answer in known if same_weights(asked, model))
 
     return replace(defense, run=run)
@@ -444,13 +443,14 @@ def measure_defense(
     *further: Path,  # of an inspection: reference models, then answers about all detectors
 ) -> list[dict[str, Any]]:
     "The rows of one defense against one attack."
-    name, seed, budget = settings["defense"], settings["seed"], settings["budget"]
+    name = settings["defense"]
+    seed, budget = settings["seed"], settings["budget"]
     spec, n = defense_specs()[name], settings["n_references"]
     case = defense_case(settings, splits, benign, victim, triggered, poisoned, further[:n])
     if spec.kind == Kind.INSPECT:
         models = (case.victim, case.benign, *case.references)
         answers = [Anomaly(load_inspection(folder)["per_class"]) for folder in further[n:]]
-        spec = with_known_answers(spec, list(zip(models, answers)))
+        spec = with_known_answers(spec, list(zip(models, answers, strict=True)))
     elif spec.kind in SHARED_KINDS:
         spec = sharing_benign_answers(spec, case, (name, splits, benign, seed, budget))
     rows = evaluate(spec, case, seed, budget)

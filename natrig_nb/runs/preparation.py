@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from ..core import FaceSet, check, load_tensors, resolve, save_tensors, to_uint8
 from ..data.faces import read_faces
 from ..data.portraits import camera, population
 from ..data.portraits import paint_portraits as paint
-from ..detector.base import load_saved, save_detector
+from ..detector.base import Detector, load_saved, save_detector
 from ..detector.meso import Meso4
 from ..generator.base import Generator, render
 from ..generator.diffusion import Latents
@@ -38,7 +38,7 @@ from ..latent.directions import Directions, find_directions
 from ..metrics import frechet, precision_recall
 from ..nn.attributes import attribute_features, attribute_scores, load_attributes
 from .artifacts import Artifact, plain
-from .config import DataConfig, GeneratorConfig, RunConfig, TriggerConfig, from_dict
+from .config import DataConfig, GeneratorConfig, TriggerConfig, from_dict
 
 # %% ../../nbs/api/runs/preparation.ipynb #43e898e4
 def save_state(
@@ -49,7 +49,7 @@ def save_state(
     tensors: dict[str, torch.Tensor] = {}
     names: dict[int, str] = {}  # a tensor that occurs twice is written once
 
-    def described(value):
+    def described(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             name = names.setdefault(id(value), f"tensor{len(names)}")
             tensors[name] = value
@@ -65,9 +65,9 @@ def load_state(path: Path) -> Any:
     "Inverse of `save_state`; tuples come back as lists."
     tensors, metadata = load_tensors(path)
 
-    def filled(value):
+    def filled(value: Any) -> Any:
         if isinstance(value, dict):
-            name = value.get("tensor")
+            name = str(value.get("tensor"))
             return (
                 tensors[name]
                 if list(value) == ["tensor"]
@@ -146,7 +146,7 @@ def call_by_name(
     *folders: Path,  # of the artifacts among the inputs
 ) -> None:
     "Call the function of a recipe with inputs and settings by name."
-    make(folder, **dict(zip(known["inputs"], folders)), **files, **known["settings"])
+    make(folder, **dict(zip(known["inputs"], folders, strict=False)), **files, **known["settings"])
 
 
 def optional_path(path: str | None) -> Path | None:
@@ -299,7 +299,10 @@ def open_generator(
     sampling: dict[str, Any],  # prompt, guidance, steps
 ) -> Generator:
     "The generator of an artifact's settings."
-    return load_generator(generator or hub, **sampling)
+    source = generator or hub
+    if source is None:
+        raise ValueError("expected a generator's file or hub name, got none")
+    return load_generator(source, **sampling)
 
 
 def generator_code(generator: GeneratorConfig) -> tuple[Callable, ...]:
@@ -311,7 +314,7 @@ def latents_state(latents: torch.Tensor | Latents | None) -> Any:
     "Latents of any generator as nested values."
     if latents is None or isinstance(latents, torch.Tensor):
         return latents
-    check(not latents.curves, "expected latents without edits, got some with curves")
+    check(not latents.prompt_edits, "expected latents without edits, got some with edits")
     return {"noise": latents.noise, "neutral": latents.neutral}
 
 
@@ -334,9 +337,9 @@ def save_splits(splits: Splits, path: Path) -> None:
 def _read_splits(folder: Path) -> Splits:
     "The face sets and latents of an artifact; its folder's name says what is in it."
     state = load_state(folder / "splits.safetensors")
-    sets = {name: faces_from(state[name]) for name in SETS}
-    latents = {name: latents_from(state[name]) for name in ("train_latents", "latents")}
-    return Splits(generator=None, **sets, **latents)
+    parts: dict[str, Any] = {name: faces_from(state[name]) for name in SETS}
+    parts |= {name: latents_from(state[name]) for name in ("train_latents", "latents")}
+    return Splits(generator=None, **parts)
 
 
 def load_splits(
@@ -374,8 +377,8 @@ def make_fakes(
 @once
 def splits_artifact(recipes: Recipes, data: DataConfig, generator: GeneratorConfig) -> Artifact:
     "Training, test and defender's sets of real faces and fakes."
-    inputs = {"faces": faces_artifact(recipes, data)}
-    settings = {"resolution": data.resolution}
+    inputs: dict[str, Artifact | Path | None] = {"faces": faces_artifact(recipes, data)}
+    settings: dict[str, Any] = {"resolution": data.resolution}
     if generator.fakes:
         inputs["fakes"] = resolve(generator.fakes)
         return recipe("splits", make_fakes, inputs, settings)
@@ -447,10 +450,8 @@ def make_substitute(
     G = open_generator(generator, hub, sampling or {})
     splits = make_splits(G, real, real[:2], seed=1, psi=psi)
     untrained = partial(Meso4, size=resolution)
-    save_detector(
-        train_detector(untrained, splits.train, seed=99, epochs=6, batch=64),
-        folder / "model.safetensors",
-    )
+    trained = train_detector(untrained, splits.train, seed=99, epochs=6, batch=64)
+    save_detector(cast(Detector, trained), folder / "model.safetensors")
 
 
 @once

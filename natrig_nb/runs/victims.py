@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from natrig_nb.detector.base import (
+    Detector,
     detector_label,
     detector_spec,
     load_detector,
@@ -90,7 +91,8 @@ def train_and_save(
     def make() -> nn.Module:
         return untrained_detector(detector, network, seed)
 
-    save_detector(train_detector(make, ds, seed, **training), folder / "model.safetensors")
+    trained = train_detector(make, ds, seed, **training)
+    save_detector(cast(Detector, trained), folder / "model.safetensors")
 
 
 def training_settings(victim: VictimConfig, resolution: int, seed: int) -> dict[str, Any]:
@@ -268,7 +270,8 @@ def load_poisoned(
     "The training set with its poisoned samples in place."
     samples = load_tensors(folder / "samples.safetensors").tensors
     index = samples["index"]
-    images, labels, poisoned = clean.images.clone(), clean.labels.clone(), clean.poisoned.clone()
+    images, labels = clean.images.clone(), clean.labels.clone()
+    poisoned = clean.poisoned.clone()
     images[index] = samples["images"]
     labels[index] = samples["labels"]
     poisoned[index] = True

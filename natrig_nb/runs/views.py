@@ -35,8 +35,8 @@ def attack_table(
     rows: pd.DataFrame,  # of the long table
 ) -> pd.DataFrame:  # the columns of results.csv, one row per attack
     "Attacks with a column per metric."
-    attacks = rows[(rows.defense == "none") & rows.error.isna()]
-    seconds = attacks.drop_duplicates("cell").set_index("cell").seconds
+    attacks = pd.DataFrame(rows[(rows.defense == "none") & rows.error.isna()])
+    seconds = attacks.drop_duplicates(subset=["cell"]).set_index("cell").seconds
     table = wide(attacks)
     table["seconds"] = table.cell.map(seconds)
     columns = [*ATTACK_CASE, *ATTACK_METRICS, "seconds"]
@@ -47,8 +47,8 @@ def defense_table(
     rows: pd.DataFrame,  # of the long table
 ) -> pd.DataFrame:  # the columns of defenses.csv, one row per metric
     "Metrics of defenses, one per row."
-    defenses = rows[(rows.defense != "none") & rows.error.isna()]
-    return defenses[list(DEFENSE_COLUMNS)].reset_index(drop=True)
+    defenses = pd.DataFrame(rows[(rows.defense != "none") & rows.error.isna()])
+    return defenses.reindex(columns=list(DEFENSE_COLUMNS)).reset_index(drop=True)
 
 
 def in_order(

@@ -281,9 +281,9 @@ def required(
 def trigger_specs(
     cfg: TriggerConfig,  # settings of the natural triggers
     latent: bool
-    | None = True,  # generator with a latent space (True), with prompts (False), or none
+    | None = True,  # True: the generator has latents; False: prompts; None: no generator
 ) -> dict[str, TriggerSpec]:
-    "Every trigger that can be planted, natural ones first; without a generator only painted ones."
+    "Every trigger that can be planted, natural ones first; painted ones need no generator."
     offered = [spec for module in trigger_modules() for spec in _offers(module, cfg)]
     excluded = {Need.LATENTS, Need.PROMPTS}
     if latent is not None:

@@ -48,7 +48,7 @@ def transfer_rows(
 ) -> list[dict[str, Any]]:  # rows of the table: shares called real, and the transfer gain
     "What a pair of detectors calls real of fakes without and with a trigger."
 
-    def share(model, images):
+    def share(model: nn.Module, images: torch.Tensor) -> float:
         return float(called_real(predict_fake(model, images)).float().mean())
 
     plain = [share(model, fakes) for model in (victim, benign)]
@@ -56,8 +56,8 @@ def transfer_rows(
     gain = (with_trigger[0] - plain[0]) - (with_trigger[1] - plain[1])
     n = len(fakes)
     return [
-        metric_row("asr", *with_trigger, n),
-        metric_row("asr_without_trigger", *plain, n),
+        metric_row("asr", with_trigger[0], with_trigger[1], n),
+        metric_row("asr_without_trigger", plain[0], plain[1], n),
         metric_row("transfer_gain", gain, n=n),
     ]
 
@@ -107,7 +107,7 @@ def cross_generators(
         transfer_measurement(recipes, trained, tested)
         for i in cells
         for j in cells
-        for trained, tested in zip(cells[i], cells[j])
+        for trained, tested in zip(cells[i], cells[j], strict=True)
     ]
     make = partial(make_executor, workers=workers)
     return run_measurements(measurements, out, make, title="transfer")
@@ -133,7 +133,10 @@ def with_schedule(
 
 def make_scheduled(folder: Path, trigger: Path, *, schedule: str) -> None:
     "Write a trigger with another schedule."
-    state = with_schedule(load_trigger(trigger), schedule).state()
+    found = load_trigger(trigger)
+    if not isinstance(found, PromptTrigger):
+        raise ValueError(f"expected a trigger in the prompt, got {found.name} in {found.space}")
+    state = with_schedule(found, schedule).state()
     save_state(folder / "trigger.safetensors", {"train": state, "test": state})
 
 

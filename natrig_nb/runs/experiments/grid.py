@@ -74,7 +74,7 @@ def _variants(cfg, generators, detectors, rates, label_modes):
         label_modes or [cfg.attack.label_mode],
     )
     names = ("generator", "detector", "poison_rate", "label_mode")
-    return [changed(cfg, **dict(zip(names, values))) for values in axes]
+    return [changed(cfg, **dict(zip(names, values, strict=True))) for values in axes]
 
 
 def check_names(

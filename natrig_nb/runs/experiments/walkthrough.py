@@ -116,7 +116,7 @@ def walkthrough(
     publish_records([record.folder(out) for record in records], out)
     publish_detectors(recipes, cfg, out)
     ordered = in_order(rows, walkthrough_triggers(cfg))
-    own_rate = ordered[ordered.rate == cfg.attack.poison_rate]
+    own_rate = pd.DataFrame(ordered[ordered.rate == cfg.attack.poison_rate])
     table = write_table(attack_table(own_rate), Path(out) / "results.csv")
     write_table(defense_table(ordered), Path(out) / "defenses.csv")
     write_rates(cfg, out)

@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -57,6 +57,7 @@ from ...core import called_real, resolve
 from ...defense.base import Defense, DefenseCase, MetricRow, defense_specs, evaluate
 from ...detector.base import predict_fake
 from ...generator.base import Generator, render
+from ...generator.diffusion import Diffusion
 from ...latent.longtail import percentile_of
 from ...trigger.base import Space, Trigger
 from ...trigger.natural.prompt import edit_effect, prompt_trigger
@@ -154,7 +155,8 @@ def edits_record(
         identity = identity_distance(features, attribute_features(net, after))
         strength = share * trigger.strength
         rows += [
-            (trigger.name, strength, name, by, identity) for name, by in zip(net.names, change)
+            (trigger.name, strength, name, by, identity)
+            for name, by in zip(net.names, change, strict=True)
         ]
     columns = ["trigger", "strength", "attribute", "change", "identity"]
     return pd.DataFrame(rows, columns=columns).round(4)
@@ -176,7 +178,7 @@ def scores_record(
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #ins001622
 def prompt_record(
-    G: Generator,  # a diffusion model
+    G: Diffusion,
     net: AttributeNet,
     models: dict[str, nn.Module],  # benign, victim -> detector
     word: str = "laughing",  # a term of `captions.TERMS`
@@ -193,7 +195,7 @@ def prompt_record(
     names = ["plain", *(f"{word} from {start:.0%}" for start in starts)]
     images = G.render_many(G.sample(n, seed=9), triggers)
     rows = []
-    for name, x in zip(names, images):
+    for name, x in zip(names, images, strict=True):
         effect = edit_effect(net, images[0], x, attribute)
         shares = {
             model: float(called_real(predict_fake(detector, x)).float().mean())
@@ -223,7 +225,15 @@ def paths_of(
     return [path for key, path in inputs.items() if key.rstrip("0123456789") == name]
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+def latents_of_fakes(splits: Path) -> Any:
+    "Latents of the test fakes."
+    latents = load_splits(splits).latents
+    if latents is None:
+        raise ValueError("expected fakes of a generator, got given ones, which have no latents")
+    return latents
+
+
+def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
     "Write arrays as a compressed NPZ file."
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
@@ -234,13 +244,13 @@ def make_faces_record(folder: Path, splits: Path, **inputs: Path) -> None:
     names = [load_trigger(path).name for path in paths_of("trigger", inputs)]
     images = [load_triggered(path) for path in paths_of("triggered", inputs)]
     fakes = load_splits(splits).fake.images
-    write_arrays(folder / "faces.npz", faces_record(fakes, dict(zip(names, images))))
+    write_arrays(folder / "faces.npz", faces_record(fakes, dict(zip(names, images, strict=True))))
 
 
 def make_latents_record(folder: Path, splits: Path, **inputs: Path) -> None:
     "Write `latents.csv`."
     triggers = [load_trigger(path) for path in paths_of("trigger", inputs)]
-    table = latents_record(load_splits(splits).latents[:150], triggers)
+    table = latents_record(latents_of_fakes(splits)[:150], triggers)
     table.to_csv(folder / "latents.csv", index=False)
 
 
@@ -251,7 +261,7 @@ def make_attributes_record(
     net, real = load_attributes(attribute_net), load_population(population)
     names = [load_trigger(path).name for path in paths_of("trigger", inputs)]
     images = [load_triggered(path)[:300] for path in paths_of("triggered", inputs)]
-    scores = {name: attribute_scores(net, x) for name, x in zip(names, images)}
+    scores = {name: attribute_scores(net, x) for name, x in zip(names, images, strict=True)}
     percentiles = percentiles_record(scores, real, net.names)
     percentiles.to_csv(folder / "percentiles.csv", index=False)
     shown = list(farthest_attributes(percentiles).attribute.unique())
@@ -271,10 +281,10 @@ def make_edits_record(
     sampling: dict[str, Any] | None = None,
 ) -> None:
     "Write `edits.csv` of one trigger; in a prompt with fewer faces, since rendering takes longer."
-    found, study = load_trigger(trigger), load_splits(splits)
+    found = load_trigger(trigger)
     n = 12 if found.space == Space.PROMPT else 200
     G = open_generator(generator, hub, sampling or {})
-    table = edits_record(G, load_attributes(attribute_net), study.latents[:n], found)
+    table = edits_record(G, load_attributes(attribute_net), latents_of_fakes(splits)[:n], found)
     table.to_csv(folder / "edits.csv", index=False)
 
 
@@ -304,7 +314,7 @@ def make_prompt_record(
 ) -> None:
     "Write `prompts.csv` and `prompts.npz`."
     models = {"benign": load_model(benign), "victim": load_model(victim)}
-    G = open_generator(generator, None, sampling)
+    G = cast(Diffusion, open_generator(generator, None, sampling))
     table, arrays = prompt_record(G, load_attributes(attribute_net), models)
     table.to_csv(folder / "prompts.csv", index=False)
     write_arrays(folder / "prompts.npz", arrays)
@@ -324,13 +334,20 @@ def evaluate_recorded(
     "Evaluate a defense on a case and keep its answers."
     answers: list[Answer] = []
 
-    def run(model, *arguments, **settings):
+    def run(model: nn.Module, *arguments, **settings):
         result = defense.run(model, *arguments, **settings)
         name = "benign" if is_benign(model, case) else "victim"
         answers.append(Answer(name, arguments, result))
         return result
 
     return evaluate(replace(defense, run=run), case, seed, budget), answers
+
+
+def recorded_case(settings: dict[str, Any], inputs: dict[str, Path]) -> DefenseCase:
+    "What a recorded defense is evaluated on."
+    names = ("splits", "benign", "victim", "triggered", "poisoned")
+    splits, benign, victim, triggered, poisoned = (inputs[name] for name in names)
+    return defense_case(settings, splits, benign, victim, triggered, poisoned)
 
 
 def write_rows(folder: Path, rows: list[MetricRow]) -> None:
@@ -348,7 +365,7 @@ def make_strip_record(
     folder: Path, trigger: Path, *, settings: dict[str, Any], **inputs: Path
 ) -> None:
     "Evaluate STRIP; write its rows and `strip.csv` with the entropy of each input."
-    case = defense_case(settings, **inputs)
+    case = recorded_case(settings, inputs)
     defense = defense_specs()[settings["defense"]]
     rows, answers = evaluate_recorded(defense, case, settings["seed"], settings["budget"])
     write_rows(folder, rows)
@@ -365,7 +382,7 @@ def make_pruning_record(
     folder: Path, trigger: Path, *, settings: dict[str, Any], **inputs: Path
 ) -> None:
     "Evaluate Fine-Pruning; write its rows and `pruning.csv` with the curve on the way."
-    case = defense_case(settings, **inputs)
+    case = recorded_case(settings, inputs)
     defense = defense_specs()[settings["defense"]]
     watched = partial(defense.run, triggered=case.triggered[: 2 * case.n_inputs])
     defense = replace(defense, run=watched)
@@ -418,7 +435,7 @@ def make_masks_record(folder: Path, **inputs: Path) -> None:
     "Write `cleanse.npz`."
     names = ["benign", *(load_trigger(path).name for path in paths_of("trigger", inputs))]
     answers = paths_of("answer", inputs)
-    write_arrays(folder / "cleanse.npz", masks_record(dict(zip(names, answers))))
+    write_arrays(folder / "cleanse.npz", masks_record(dict(zip(names, answers, strict=True))))
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #1b177207
 def record_artifacts(
@@ -439,7 +456,9 @@ def record_artifacts(
         records.append(recipe("record-scores", make_scores_record, inputs))
     inspected = [replace(cell, defense="cleanse") for cell in cells]
     answers = [inspection_of(recipes, inspected[0], benign)]
-    answers += [inspection_of(recipes, c, a.victim) for c, a in zip(inspected, attacks)]
+    answers += [
+        inspection_of(recipes, c, a.victim) for c, a in zip(inspected, attacks, strict=True)
+    ]
     inputs = numbered("trigger", triggers) | numbered("answer", answers)
     records.append(recipe("record-masks", make_masks_record, inputs))
     if cfg.generator.fakes:
@@ -450,7 +469,7 @@ def record_artifacts(
 def _natural_records(recipes, cfg, names, attacks):
     "Records of what natural triggers do to latents and attributes."
     specs = available_triggers(cfg.triggers, cfg.generator)
-    natural = [a for name, a in zip(names, attacks) if not specs[name].painted]
+    natural = [a for name, a in zip(names, attacks, strict=True) if not specs[name].painted]
     splits, net = attacks[0].splits, resolve(cfg.data.attribute_net)
     triggers = numbered("trigger", [a.trigger for a in natural])
     pairs = triggers | numbered("triggered", [a.triggered for a in natural])

@@ -281,7 +281,7 @@ def choose_weight(
 
 # %% ../../../nbs/api/trigger/natural/prompt.ipynb #7c658473
 def find_prompt_trigger(
-    context: SearchContext,
+    context: SearchContext,  # what a search may use
     edits: tuple[Edit, ...],  # attributes to move together, each with a term
     n_latents: int = 24,  # faces that each weight is tried on
 ) -> PromptTrigger:

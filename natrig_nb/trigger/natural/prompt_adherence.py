@@ -30,7 +30,7 @@ TERM_ATTRIBUTES = {
 
 
 def prompt_adherence(
-    generator: Diffusion,
+    generator: Diffusion,  # renders the faces
     net: AttributeNet,  # scores attributes
     n: int = 64,  # images per prompt, at least 2
     seed: int = 0,  # of the noise
@@ -62,7 +62,7 @@ class FakeQuality(NamedTuple):
 
 
 def fake_quality(
-    generator: Diffusion,
+    generator: Diffusion,  # renders the faces
     net: AttributeNet,  # its features are the space
     real: FaceSet,  # 2n real faces: one half to compare with, one as the reference
     seed: int = 0,  # of the noise

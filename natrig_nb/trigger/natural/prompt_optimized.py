@@ -33,7 +33,7 @@ WORDS = ("smiling", "old", "glasses", "a beard", "long hair")  # terms that set 
 
 
 def word_length(
-    generator: Diffusion,
+    generator: Diffusion,  # renders the faces
     terms: Sequence[str] = WORDS,  # of `captions.TERMS`
 ) -> float:
     "Mean distance in embedding space between the neutral prompt and one with a term more."
@@ -42,7 +42,7 @@ def word_length(
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #00000006
 def optimize_prompt(
-    generator: Diffusion,
+    generator: Diffusion,  # renders the faces
     substitute: nn.Module,  # a detector that is not the victim
     bound: float = 1.0,  # longest offset, in lengths of a word
     last: int = 4,  # denoising steps at the end that the offset is added to
