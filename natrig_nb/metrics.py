@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from scipy import stats
 from sklearn.metrics import roc_auc_score, roc_curve
-from torch.nn import functional as F
 
 from natrig_nb.core import FAKE, REAL, called_real, check
 
@@ -270,8 +269,17 @@ def ssim(
 
 def _local_mean(x: torch.Tensor) -> torch.Tensor:
     "Mean under the Gaussian window at every place where it fits."
-    channels = x.shape[1]
-    distance = torch.arange(11.0) - 5
-    bell = torch.exp(-(distance**2) / (2 * 1.5**2)).to(x)
-    window = torch.outer(bell, bell) / bell.sum() ** 2
-    return F.conv2d(x, window.expand(channels, 1, 11, 11), groups=channels)
+    rows, columns = (_window_matrix(side).to(x) for side in x.shape[2:])
+    return rows @ x @ columns.T
+
+
+def _window_matrix(
+    side: int,  # pixels
+) -> torch.Tensor:  # (side-10,side); row i weighs the pixels i to i+10
+    "The Gaussian window at every place of one axis; the window in the plane is a product of two."
+    distance = torch.arange(11, dtype=torch.float64) - 5
+    bell = torch.exp(-(distance**2) / (2 * 1.5**2))
+    matrix = torch.zeros(side - 10, side, dtype=torch.float64)
+    for i in range(side - 10):
+        matrix[i, i : i + 11] = bell / bell.sum()
+    return matrix
