@@ -181,7 +181,7 @@ def attack_rows(
     found = measure(victim, benign, splits, triggered, carriers)
     n_fakes, n_test = len(triggered), len(splits.real) + len(splits.fake)
     n_carriers = [None if mask is None else int(mask.sum()) for mask in carriers]
-    rows = [
+    return [
         metric_row("asr", found.asr, found.asr_benign, n_fakes),
         metric_row("ba", found.ba, found.ba_benign, n_test),
         metric_row("ba_drop", found.ba_drop, n=n_test),
@@ -190,7 +190,6 @@ def attack_rows(
         metric_row("activation_without_trigger", found.activation_without_trigger, n=n_carriers[0]),
         metric_row("tnr_carriers", found.tnr_carriers, n=n_carriers[1]),
     ]
-    return rows + transform_rows(victim, benign, triggered[:N_TRANSFORMED])
 
 
 def transform_rows(
@@ -205,7 +204,7 @@ def transform_rows(
 
 
 def measure_attack(
-    settings: Any,  # of the measurement; they tell cells apart and are not read
+    settings: dict[str, Any],  # identity, transforms
     splits: Path,
     benign: Path,
     victim: Path,
@@ -215,13 +214,10 @@ def measure_attack(
     carriers: Path,
 ) -> list[dict[str, Any]]:
     "The rows of one attack."
-    rows = attack_rows(
-        load_model(victim),
-        load_model(benign),
-        load_splits(splits),
-        load_triggered(triggered),
-        load_carriers(carriers),
-    )
+    pair, images = (load_model(victim), load_model(benign)), load_triggered(triggered)
+    rows = attack_rows(*pair, load_splits(splits), images, load_carriers(carriers))
+    if settings["transforms"]:
+        rows += transform_rows(*pair, images[:N_TRANSFORMED])
     visible = json.loads((visibility / "visibility.json").read_text())
     rows += [metric_row(name, value) for name, value in visible.items()]
     return [row | found_columns(trigger) for row in rows]
@@ -272,6 +268,7 @@ def attack_measurement(
     cell: Cell,
     experiment: str,  # name in the table
     artifacts: AttackArtifacts | None = None,  # in place of those of the cell
+    transforms: bool = True,  # also measure the success after image transforms
     **columns,  # further columns of the table, e.g. detail
 ) -> Measurement:
     "The measurement of an attack."
@@ -284,7 +281,7 @@ def attack_measurement(
         carriers_artifact(*source, found.trigger, share),
     )
     parts = (cfg.data, cfg.generator, cfg.triggers, cfg.victim, EvaluationConfig(1, share))
-    settings = {"identity": looked_up(recipes, identity, *parts)}
+    settings = {"identity": looked_up(recipes, identity, *parts), "transforms": transforms}
     case = case_columns(recipes, cell, experiment) | columns
     return Measurement(case, measure_attack, settings, inputs, (), "attack")
 
