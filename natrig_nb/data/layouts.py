@@ -404,22 +404,32 @@ def attributes_from_names(
     people = [LFW.fullmatch(name) for name in names]
     if all(people):
         return pd.DataFrame({"identity": [match[1] for match in people]})
-    folders = [[part.lower() for part in PurePosixPath(name).parts[:-1]] for name in names]
+    folders = [_lower_folders(name) for name in names]
     facts = faceforensics_facts(names, folders)
-    parts = [next((SPLITS[f] for f in path if f in SPLITS), None) for path in folders]
+    parts = [SPLITS.get(_first_known(path, SPLITS, "")) for path in folders]
     return facts.assign(part=parts) if all(parts) else facts
 
 # %% ../../nbs/api/data/layouts.ipynb #3e4066f6
+def _lower_folders(name):
+    "The folders of an image file in lower case, outermost first."
+    return [part.lower() for part in PurePosixPath(name).parts[:-1]]
+
+
+def _first_known(folders, known, default):
+    "The first of some folders that has a meaning."
+    return next((folder for folder in folders if folder in known), default)
+
+
 def faceforensics_facts(
     names: list[str],  # of image files
     folders: list[list[str]],  # lower-case folders of each
 ) -> pd.DataFrame:  # method, compression, video, identity; no columns elsewhere
     "What the folders of FaceForensics++ say; both videos of a pair are one identity."
-    method = [next((f for f in path if f in METHODS), "real") for path in folders]
+    method = [_first_known(path, METHODS, "real") for path in folders]
     of_youtube = any("original_sequences" in path for path in folders)
     if set(method) <= {"real"} and not of_youtube:
         return pd.DataFrame(index=range(len(names)))
-    compression = [next((f for f in path if f in COMPRESSIONS), None) for path in folders]
+    compression = [_first_known(path, COMPRESSIONS, None) for path in folders]
     video = [_video_of(PurePosixPath(name)) for name in names]
     facts = {"method": method, "compression": compression, "video": video}
     return pd.DataFrame({**facts, "identity": _pair_identities(video)})

@@ -70,6 +70,11 @@ def attribute_slices(
     return slices
 
 # %% ../../nbs/api/defense/slices.ipynb #12e63c87
+def _attributes_of(one):
+    "The attributes whose tails a slice is made of."
+    return tuple(target.attribute for target in one.targets)
+
+
 def slice_table(
     model: nn.Module,  # the suspect
     references: Sequence[nn.Module],  # at least 2 benign detectors
@@ -96,7 +101,7 @@ def slice_table(
     families = set(sizes.tolist())
     for size in families:
         rows = np.flatnonzero(sizes == size)
-        attributes = {tuple(t.attribute for t in slices[row].targets) for row in rows.tolist()}
+        attributes = {_attributes_of(slices[row]) for row in rows.tolist()}
         part = counts[:, rows]
         tests = compare_counts(part[0], part[1:], n[rows], len(attributes))
         table.loc[rows, "t"] = tests.t

@@ -240,7 +240,7 @@ def _check_words(prompt: str, tokenizer) -> None:
 def predict(
     G: Diffusion,  # the generator
     x: torch.Tensor,  # (n,c,h,w) noisy latents, scaled as the scheduler asks
-    t: torch.Tensor,  # the time
+    time: torch.Tensor,  # the time
     embedding: dict[str, torch.Tensor],  # of the prompt
 ) -> torch.Tensor:  # (n,c,h,w)
     "The U-Net's output for a prompt, guided away from the negative prompt."
@@ -260,7 +260,7 @@ def predict(
         extra = {"text_embeds": stacked("pooled"), "time_ids": time_ids}
     inputs = x.repeat(len(embeddings), 1, 1, 1)
     text = stacked("text")
-    out = G.unet(inputs, t, encoder_hidden_states=text, added_cond_kwargs=extra).sample
+    out = G.unet(inputs, time, encoder_hidden_states=text, added_cond_kwargs=extra).sample
     if not guided:
         return out
     away_from, towards = out.chunk(2)

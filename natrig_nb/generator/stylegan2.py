@@ -71,25 +71,25 @@ def binomial_filter() -> torch.Tensor:  # (4,4), sums to 1
 
 def filter2d(
     x: torch.Tensor,  # (n,c,h,w)
-    f: torch.Tensor,  # (4,4)
+    kernel: torch.Tensor,  # (4,4)
     padding: tuple,  # left, right, top, bottom
     gain: float = 1.0,  # factor on the result
     stride: int = 1,  # 2 keeps every second pixel
 ) -> torch.Tensor:  # (n,c,h',w')
     "Filter every channel by itself."
     c = x.shape[1]
-    kernel = (f * gain).to(x.dtype).expand(c, 1, 4, 4)
-    return F.conv2d(F.pad(x, padding), kernel, groups=c, stride=stride)
+    weight = (kernel * gain).to(x.dtype).expand(c, 1, 4, 4)
+    return F.conv2d(F.pad(x, padding), weight, groups=c, stride=stride)
 
 
 def upsample(
     x: torch.Tensor,  # (n,c,h,w)
-    f: torch.Tensor,  # (4,4)
+    kernel: torch.Tensor,  # (4,4)
 ) -> torch.Tensor:  # (n,c,2h,2w)
     "Twice the resolution: zeros between the pixels, then the filter."
     c = x.shape[1]
-    kernel = (f * 4).to(x.dtype).expand(c, 1, 4, 4)
-    return F.conv_transpose2d(x, kernel, stride=2, padding=1, groups=c)
+    weight = (kernel * 4).to(x.dtype).expand(c, 1, 4, 4)
+    return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=c)
 
 # %% ../../nbs/api/generator/stylegan2.ipynb #0000000d
 def modulated_conv(

@@ -40,7 +40,9 @@ def content_digest(
     return digest(contents)
 
 # %% ../../nbs/api/runs/artifacts.ipynb #5b0c765f
-def plain(value: Any) -> Any:
+def plain(
+    value: Any,  # nested settings
+) -> Any:
     "Settings as plain values and tensors; dataclasses become dictionaries."
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
@@ -81,7 +83,9 @@ class Artifact:
         return Path(out) / "artifacts" / self.key
 
 
-def with_inputs(artifacts: Iterable[Artifact]) -> list[Artifact]:
+def with_inputs(
+    artifacts: Iterable[Artifact],  # what is needed
+) -> list[Artifact]:
     "Artifacts and all they depend on, each once, inputs first."
     ordered: dict[str, Artifact] = {}
 

@@ -245,8 +245,7 @@ class Ray:
 # %% ../../nbs/api/runs/executors.ipynb #ea363941
 def make_executor(
     name: str = "processes",  # "serial", "processes" or "ray"
-    workers: int
-    | None = None,  # processes or processors; one per processor unless given; 0 means serial
+    workers: int | None = None,  # processes; one per processor unless given
     address: str | None = None,  # of a running Ray cluster
     gpus: float = 0.0,  # share of a GPU that each call takes on Ray
 ) -> Executor:

@@ -81,12 +81,18 @@ class Cell:
     strength: float | None = None  # in the unit of the trigger; None leaves what the search finds
 
 
-def generator_label(generator: GeneratorConfig) -> str:
+def generator_label(
+    generator: GeneratorConfig,  # renders the faces
+) -> str:
     "Name of the generator in tables: its file, its folder, or given fakes."
     return "given" if generator.fakes else Path(generator.generator).stem
 
 
-def case_columns(recipes: Recipes, cell: Cell, experiment: str) -> dict[str, Any]:
+def case_columns(
+    recipes: Recipes,  # artifacts described so far
+    cell: Cell,  # one case
+    experiment: str,  # name in the table
+) -> dict[str, Any]:
     "What the table says about a cell before anything is computed."
     cfg = cell.cfg
     return {
@@ -110,7 +116,9 @@ def identity(
     return digest(plain(list(parts)))
 
 
-def defense_of(name: str) -> Defense:
+def defense_of(
+    name: str,  # a name of `defense_specs()`
+) -> Defense:
     "The defense of that name."
     return defense_specs()[name]
 

@@ -92,8 +92,10 @@ class Recipes(dict):
     "Artifacts described so far, and names looked up on the way, by what describes them."
 
 
-def once(describe: Callable[..., Artifact]) -> Callable[..., Artifact]:
-    "Describe an artifact once; the first argument holds those described so far, the others are hashable."
+def once(
+    describe: Callable[..., Artifact],  # gives the artifact
+) -> Callable[..., Artifact]:
+    "Describe each artifact once; the first argument holds those described so far."
 
     @wraps(describe)
     def known(recipes: Recipes, *settings) -> Artifact:
@@ -106,7 +108,7 @@ def once(describe: Callable[..., Artifact]) -> Callable[..., Artifact]:
 
 
 def looked_up(
-    recipes: Recipes,
+    recipes: Recipes,  # artifacts described so far
     find: Callable,  # a function of plain arguments
     *arguments: Any,  # hashable
 ) -> Any:
@@ -120,13 +122,9 @@ def looked_up(
 def recipe(
     kind: str,  # what is made, e.g. "splits"
     make: Callable,  # make(folder, **inputs, **settings): a function of a module
-    inputs: Mapping[
-        str, Artifact | Path | None
-    ],  # argument -> what it is made from; None is left out
+    inputs: Mapping[str, Artifact | Path | None],  # artifacts that are read
     settings: dict[str, Any] | None = None,  # argument -> value that JSON can hold
-    code: tuple[
-        Callable, ...
-    ] = (),  # further functions whose code counts, where `make` finds them by name
+    code: tuple[Callable, ...] = (),  # functions whose code counts
 ) -> Artifact:
     "Describe an artifact; `make` gets the paths of its inputs and its settings by name."
     artifacts = {name: each for name, each in inputs.items() if isinstance(each, Artifact)}
@@ -149,7 +147,9 @@ def call_by_name(
     make(folder, **dict(zip(known["inputs"], folders, strict=False)), **files, **known["settings"])
 
 
-def optional_path(path: str | None) -> Path | None:
+def optional_path(
+    path: str | None,  # a path, or None
+) -> Path | None:
     "A path of the settings, found here or in the repository; None stays None."
     return None if path is None else resolve(path)
 
@@ -555,10 +555,10 @@ def load_trigger(
 # %% ../../nbs/api/runs/preparation.ipynb #663a77d8
 @once
 def trigger_artifact(
-    recipes: Recipes,
-    data: DataConfig,
-    generator: GeneratorConfig,
-    triggers: TriggerConfig,
+    recipes: Recipes,  # artifacts described so far
+    data: DataConfig,  # real faces and fakes
+    generator: GeneratorConfig,  # renders the faces
+    triggers: TriggerConfig,  # settings of the natural triggers
     name: str,  # a key of `available_triggers`
     strength: float | None = None,  # in the unit of the trigger; None leaves what the search finds
 ) -> Artifact:

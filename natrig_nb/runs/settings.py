@@ -14,7 +14,10 @@ from .config import RunConfig, as_dict, from_dict
 SETTINGS = "settings.json"
 
 
-def claim_folder(cfg: RunConfig, out: str | Path) -> None:
+def claim_folder(
+    cfg: RunConfig,  # settings of the run
+    out: str | Path,  # folder of the run
+) -> None:
     "Write the settings into the folder, or check that they are the ones there."
     path, mine = Path(out) / SETTINGS, as_dict(cfg)
     if not path.exists():
@@ -32,7 +35,9 @@ def claim_folder(cfg: RunConfig, out: str | Path) -> None:
     check(not differ, f"{other}: choose another --out")
 
 
-def read_settings(out: str | Path) -> RunConfig:
+def read_settings(
+    out: str | Path,  # folder of the run
+) -> RunConfig:
     "The settings of the run in a folder."
     path = Path(out) / SETTINGS
     missing = f"expected a run in {out}, got none: run `natrig walkthrough --out {out}`"

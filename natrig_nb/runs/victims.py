@@ -141,13 +141,13 @@ def benign_artifact(
 
 # %% ../../nbs/api/runs/victims.ipynb #0512e203
 def make_triggered(
-    folder: Path,
-    splits: Path,
-    trigger: Path,
-    generator: Path | None = None,
+    folder: Path,  # folder of the artifact
+    splits: Path,  # training and held-out faces
+    trigger: Path,  # what is planted
+    generator: Path | None = None,  # renders the faces
     *,
-    hub: str | None = None,
-    sampling: dict[str, Any] | None = None,
+    hub: str | None = None,  # None, or the name of a model of the hub
+    sampling: dict[str, Any] | None = None,  # how many latents, and their seed
 ) -> None:
     "Render or paint all test fakes with the trigger."
     study = _splits_with_generator(splits, generator, hub, sampling)
@@ -167,10 +167,10 @@ def _splits_with_generator(splits, generator, hub, sampling):
 
 
 def rendering_recipe(
-    recipes: Recipes,
-    data: DataConfig,
-    generator: GeneratorConfig,
-    trigger: Artifact,
+    recipes: Recipes,  # artifacts described so far
+    data: DataConfig,  # real faces and fakes
+    generator: GeneratorConfig,  # renders the faces
+    trigger: Artifact,  # what is planted
 ) -> tuple[dict[str, Artifact | Path | None], dict[str, Any], tuple[Callable, ...]]:
     "Inputs, settings and code of an artifact that renders fakes with a trigger."
     inputs: dict[str, Artifact | Path | None] = {
@@ -186,10 +186,10 @@ def rendering_recipe(
 
 @once
 def triggered_artifact(
-    recipes: Recipes,
-    data: DataConfig,
-    generator: GeneratorConfig,
-    trigger: Artifact,
+    recipes: Recipes,  # artifacts described so far
+    data: DataConfig,  # real faces and fakes
+    generator: GeneratorConfig,  # renders the faces
+    trigger: Artifact,  # what is planted
 ) -> Artifact:
     "All test fakes with the trigger."
     inputs, settings, code = rendering_recipe(recipes, data, generator, trigger)

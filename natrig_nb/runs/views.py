@@ -114,7 +114,10 @@ def publish_quality(
     return quality
 
 
-def link_file(source: Path, target: Path) -> None:
+def link_file(
+    source: Path,  # the file
+    target: Path,  # where the link is made
+) -> None:
     "A second name for a file, or a copy where the file system has no links."
     with write_atomic(target) as temporary:
         try:

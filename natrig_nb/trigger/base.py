@@ -280,8 +280,7 @@ def required(
 # %% ../../nbs/api/trigger/base.ipynb #c4bc16bd
 def trigger_specs(
     cfg: TriggerConfig,  # settings of the natural triggers
-    latent: bool
-    | None = True,  # True: the generator has latents; False: prompts; None: no generator
+    latent: bool | None = True,  # latents (True), prompts (False) or no generator (None)
 ) -> dict[str, TriggerSpec]:
     "Every trigger that can be planted, natural ones first; painted ones need no generator."
     offered = [spec for module in trigger_modules() for spec in _offers(module, cfg)]

@@ -41,8 +41,8 @@ from .grid import expand
 
 # %% ../../../nbs/api/runs/experiments/crossing.ipynb #00000006
 def transfer_rows(
-    victim: nn.Module,
-    benign: nn.Module,
+    victim: nn.Module,  # the backdoored detector
+    benign: nn.Module,  # the same recipe without poison
     fakes: torch.Tensor,  # (n,3,r,r) uint8, of any generator
     triggered: torch.Tensor,  # (n,3,r,r) uint8, the same with the trigger
 ) -> list[dict[str, Any]]:  # rows of the table: shares called real, and the transfer gain
@@ -64,10 +64,10 @@ def transfer_rows(
 # %% ../../../nbs/api/runs/experiments/crossing.ipynb #0000000b
 def measure_transfer(
     settings: dict[str, Any],  # n: test fakes
-    benign: Path,
-    victim: Path,
+    benign: Path,  # the same recipe without poison
+    victim: Path,  # the backdoored detector
     splits: Path,  # of the generator that is tested
-    triggered: Path,
+    triggered: Path,  # held-out fakes with the trigger
 ) -> list[dict[str, Any]]:
     "The rows of one pair of detectors on the fakes of one generator."
     n = settings["n"]
@@ -78,7 +78,7 @@ def measure_transfer(
 
 
 def transfer_measurement(
-    recipes: Recipes,
+    recipes: Recipes,  # artifacts described so far
     trained: Cell,  # whose detectors are asked
     tested: Cell,  # whose fakes are shown
     n: int = 200,  # test fakes
@@ -96,7 +96,7 @@ def cross_generators(
     cfgs: list[RunConfig],  # settings of two or more generators, at the same resolution
     out: str | Path,  # folder of artifacts and results
     trigger: str = "smile",  # a trigger of all
-    workers: int | None = None,
+    workers: int | None = None,  # processes; one per processor unless given
 ) -> pd.DataFrame:  # rows of the long table; `detail` says which generator was tested
     "Test the detectors of each generator on the fakes of all."
     check(len(cfgs) > 1, f"expected at least two generators, got {len(cfgs)}")
@@ -218,11 +218,11 @@ def compare_schedule_attacks(
 
 # %% ../../../nbs/api/runs/experiments/crossing.ipynb #7f2c6065
 def train_longer(
-    cfg: RunConfig,
+    cfg: RunConfig,  # settings of the run
     out: str | Path,  # folder of artifacts and results
-    triggers: tuple[str, ...] = ("smile", "smile+age"),
+    triggers: tuple[str, ...] = ("smile", "smile+age"),  # settings of the natural triggers
     epochs: int = 20,  # of benign models and victims
-    workers: int | None = None,
+    workers: int | None = None,  # processes; one per processor unless given
 ) -> pd.DataFrame:  # rows of the long table
     "The same attacks on detectors that train for more epochs."
     cells, recipes = expand(changed(cfg, epochs=epochs), list(triggers), ["none"]), Recipes()

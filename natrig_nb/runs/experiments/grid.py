@@ -33,13 +33,11 @@ from ..preparation import Recipes, available_triggers
 def expand(
     cfgs: RunConfig | list[RunConfig],  # settings, one per data set
     triggers: list[str] | None = None,  # names; all that the settings allow unless given
-    defenses: list[str]
-    | None = None,  # names, "none" is the attack alone; that and all unless given
+    defenses: list[str] | None = None,  # names; all unless given
     rates: list[float] | None = None,  # poisoned / all training samples, in [0,1)
     strengths: dict[str, list[float]] | None = None,  # trigger -> strengths in its own unit
     generators: list[str] | None = None,  # files, folders, hub names
-    detectors: list[str]
-    | None = None,  # names of `detector_specs()`, or addresses of published ones
+    detectors: list[str] | None = None,  # names; the one of the settings unless given
     seeds: Iterable[int] | None = None,
     label_modes: list[str] | None = None,  # of `LABEL_MODES`
 ) -> list[Cell]:
@@ -79,7 +77,7 @@ def _variants(cfg, generators, detectors, rates, label_modes):
 
 def check_names(
     asked: Iterable[str] | None,  # names; addresses such as hf:NAME pass
-    known: Iterable[str],
+    known: Iterable[str],  # names that exist
     what: str,  # with its article
 ) -> None:
     "Refuse unknown names before anything is computed."
@@ -92,7 +90,7 @@ CLEAN_LABEL = ("badnets", "sig", "forgery")  # painted triggers that are also pu
 
 
 def comparison_cells(
-    cfg: RunConfig,
+    cfg: RunConfig,  # settings of the run
     triggers: list[str] | None = None,  # names; all that the settings allow unless given
     defenses: list[str] | None = None,  # names; all unless given
     rates: tuple[float, ...] = (),  # further poisoning rates, in [0,1)
@@ -114,7 +112,9 @@ def comparison_cells(
     return cells
 
 
-def clean_label_modes(cfg: RunConfig) -> list[str]:
+def clean_label_modes(
+    cfg: RunConfig,  # settings of the run
+) -> list[str]:
     "Clean-label modes; hardening needs a substitute, and that a generator."
     return ["clean"] if cfg.generator.fakes else ["clean", "clean-hardened"]
 
@@ -124,12 +124,10 @@ EXECUTORS = ("serial", "processes", "ray")
 
 
 def plan(
-    cells: list[Cell],
+    cells: list[Cell],  # from `expand`
     out: str | Path,  # folder of the grid
     workers: int | None = None,  # that will share the work; one per processor unless given
-    past: str
-    | Path
-    | None = None,  # folder whose records say how long things take; `out` unless given
+    past: str | Path | None = None,  # a finished run whose records say how long things take
     again: bool = False,  # count failed cells as not done
 ) -> pd.DataFrame:  # kind, tasks, left, seconds (NaN without a record), one row per kind
     "Count cells and shared artifacts, and print an estimate of the time they will take."
@@ -141,8 +139,7 @@ def plan(
 
 def grid(
     cells: list[Cell],  # from `expand`
-    out: str
-    | Path,  # folder of results and artifacts, seen by all machines; the same one continues
+    out: str | Path,  # folder of the run
     workers: int | None = None,  # processes; one per processor unless given; 0: all in this process
     executor: str = "processes",  # serial, processes or ray
     address: str | None = None,  # of a Ray cluster, e.g. "auto"; None makes one on this machine

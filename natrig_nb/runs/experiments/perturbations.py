@@ -166,7 +166,7 @@ def perturbation_cells(recipes: Recipes, study: PerturbationConfig) -> list[Meas
 
 # %% ../../../nbs/api/runs/experiments/perturbations.ipynb #24a5f14b
 def perturbations(
-    study: PerturbationConfig,
+    study: PerturbationConfig,  # settings of the study
     out: str | Path,  # folder of results and artifacts; the same one continues
     workers: int | None = None,  # processes; one per processor unless given; 0: all in this process
     executor: str = "processes",  # serial, processes or ray

@@ -52,18 +52,25 @@ PAINTED = ("badnets", "blended")  # painted triggers beside the natural ones
 DEFENSES = ("strip", "strip_additive", "cleanse", "pruning")
 
 
-def walkthrough_triggers(cfg: RunConfig) -> list[str]:
+def walkthrough_triggers(
+    cfg: RunConfig,  # settings of the run
+) -> list[str]:
     "Names of the triggers, in the order of the tables."
     specs = available_triggers(cfg.triggers, cfg.generator)
     return [name for name, spec in specs.items() if not spec.painted or name in PAINTED]
 
 
-def attack_cells(cfg: RunConfig, rates: tuple[float, ...] = ()) -> list[Cell]:
+def attack_cells(
+    cfg: RunConfig,  # settings of the run
+    rates: tuple[float, ...] = (),  # poisoning rates, each in [0,1)
+) -> list[Cell]:
     "The attacks, at the rate of the settings and at further ones."
     return expand(cfg, walkthrough_triggers(cfg), ["none"], [cfg.attack.poison_rate, *rates])
 
 
-def defense_cells(cfg: RunConfig) -> list[Cell]:
+def defense_cells(
+    cfg: RunConfig,  # settings of the run
+) -> list[Cell]:
     "The defenses; a published detector does not name the layer that pruning needs."
     published = ":" in cfg.victim.detector
     names = [name for name in DEFENSES if not (published and name == "pruning")]
@@ -76,7 +83,9 @@ def _attack(recipes: Recipes, cell: Cell) -> Measurement:
 
 
 def walkthrough_measurements(
-    recipes: Recipes, cfg: RunConfig, rates: tuple[float, ...] = ()
+    recipes: Recipes,  # artifacts described so far
+    cfg: RunConfig,  # settings of the run
+    rates: tuple[float, ...] = (),  # poisoning rates, each in [0,1)
 ) -> list[Measurement]:
     "Everything that becomes a row."
     attacks = [_attack(recipes, cell) for cell in attack_cells(cfg, rates)]
@@ -89,7 +98,10 @@ def walkthrough_measurements(
     ]
 
 
-def walkthrough_records(recipes: Recipes, cfg: RunConfig) -> list[Artifact]:
+def walkthrough_records(
+    recipes: Recipes,  # artifacts described so far
+    cfg: RunConfig,  # settings of the run
+) -> list[Artifact]:
     "Everything that becomes a file of `records/`."
     records = record_artifacts(recipes, cfg, walkthrough_triggers(cfg))
     recorded = [cell for cell in defense_cells(cfg) if cell.defense in RECORDED]

@@ -178,8 +178,8 @@ def scores_record(
 
 # %% ../../../nbs/api/runs/experiments/walkthrough_records.ipynb #ins001622
 def prompt_record(
-    G: Diffusion,
-    net: AttributeNet,
+    G: Diffusion,  # the diffusion model
+    net: AttributeNet,  # scores attributes
     models: dict[str, nn.Module],  # benign, victim -> detector
     word: str = "laughing",  # a term of `captions.TERMS`
     attribute: str = "smile",  # the attribute that it names, and the trigger of the victim
