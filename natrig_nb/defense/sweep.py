@@ -181,6 +181,11 @@ def pass_counts(
 MIN_SUPPORT = 0.5  # share of the faces of a point inside the support, for the point to count
 
 
+def _attributes_at(point):
+    "The attributes that are moved at a point of the sweep."
+    return tuple(target.attribute for target in point.targets)
+
+
 def sweep_curves(
     model: nn.Module,  # the suspect
     references: Sequence[nn.Module],  # at least 2 benign detectors
@@ -194,7 +199,7 @@ def sweep_curves(
     counted = inside >= MIN_SUPPORT
     ours = pass_counts(model, faces, points)
     theirs = np.stack([pass_counts(reference, faces, points) for reference in references])
-    n_groups = len({tuple(t.attribute for t in point.targets) for point in points})
+    n_groups = len({_attributes_at(point) for point in points})
     tests = compare_counts(ours, theirs, n, n_groups, counted, n_tests)
     return pd.DataFrame(
         {

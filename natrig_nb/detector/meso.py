@@ -169,10 +169,10 @@ def keras_layers(
         weights = _layer_weights(group, KERAS_3_NAMES.get(kind, ()))
         if weights:
             numbered.setdefault(kind, []).append((int(number or 0), weights))
-    return {
-        kind: [weights for _, weights in sorted(layers, key=_number)]
-        for kind, layers in numbered.items()
-    }
+    ordered = {}
+    for kind, layers in numbered.items():
+        ordered[kind] = [weights for _, weights in sorted(layers, key=_number)]
+    return ordered
 
 
 def _number(layer):

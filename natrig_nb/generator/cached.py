@@ -72,17 +72,18 @@ class Cached(Generator):
     def forward_many(self, variants: list) -> list[torch.Tensor]:
         "Images of several edits of the same latents; latents with any missing image are rendered."
         keys = [self.key(latents) for latents in variants]
-        missing = [
-            i
-            for i, row in enumerate(zip(*keys, strict=True))
-            if any(key not in self.images for key in row)
-        ]
+        known = self.images.keys()
+        missing = [i for i, row in enumerate(zip(*keys, strict=True)) if not known >= set(row)]
         if missing:
             device = self.uncached.device
             asked = [latents[missing].to(device) for latents in variants]
             for latents, x in zip(asked, self.uncached.forward_many(asked), strict=True):
                 self.store(latents, to_uint8(x))
-        return [torch.stack([to_float(self.images[key]) for key in column]) for column in keys]
+        return [self._stored(column) for column in keys]
+
+    def _stored(self, keys: list[str]) -> torch.Tensor:
+        "The stored images with these keys, as floats."
+        return torch.stack([to_float(self.images[key]) for key in keys])
 
     def store(
         self,

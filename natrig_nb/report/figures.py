@@ -455,7 +455,10 @@ def target_attributes(
     if not (Path(out) / SETTINGS).is_file():
         return {}
     specs = trigger_specs(read_settings(out).triggers)
-    return {name: [t.attribute for t in spec.targets] for name, spec in specs.items()}
+    targets = {}
+    for name, spec in specs.items():
+        targets[name] = [target.attribute for target in spec.targets]
+    return targets
 
 
 def draw_edit(

@@ -288,7 +288,7 @@ def print_table(
     "Print the attacks as aligned text."
     table = attack_summary(rows).drop(columns=["space", "AUC", "EER"])
     lines = [list(table.columns), *table.to_numpy().tolist()]
-    widths = [max(len(str(line[i])) for line in lines) for i in range(len(table.columns))]
+    widths = [max(map(len, map(str, column))) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = [str(text).ljust(width) for text, width in zip(line, widths, strict=True)]
         print("  ".join(cells).rstrip())

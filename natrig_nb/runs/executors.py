@@ -250,11 +250,12 @@ def make_executor(
     gpus: float = 0.0,  # share of a GPU that each call takes on Ray
 ) -> Executor:
     "The executor that the command line names."
+    names = ("serial", "processes", "ray")
+    if name not in names:
+        raise ValueError(f"expected an executor among {', '.join(names)}, got {name!r}")
     count = workers if workers is not None else (os.cpu_count() or 1)
     if name == "ray":
         return Ray(workers if address else count, address, gpus)
     if name == "serial" or count == 0 or multiprocessing.parent_process() is not None:
         return Serial()
-    if name == "processes":
-        return Processes(count)
-    raise ValueError(f"expected an executor among serial, processes, ray, got {name!r}")
+    return Processes(count)

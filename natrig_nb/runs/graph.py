@@ -28,9 +28,7 @@ class _Schedule:
 
     def __init__(self, tasks: list[Task]):
         self.tasks = {task.key: task for task in tasks}
-        self.missing = {
-            task.key: {need for need in task.needs if need in self.tasks} for task in tasks
-        }
+        self.missing = {task.key: self.tasks.keys() & set(task.needs) for task in tasks}
         self.needed_by: dict[str, list[str]] = {key: [] for key in self.tasks}
         for key, needs in self.missing.items():
             for need in needs:

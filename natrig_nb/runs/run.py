@@ -100,7 +100,8 @@ def plan_run(
     tasks = [_artifact_task(a, folder) for a in wanted if a.key not in present]
     tasks += [_cell_task(m, folder) for m in left.values()]
     total = Counter(a.kind for a in every_artifact)
-    total.update(m.kind for m in {m.cell: m for m in every_cell}.values())
+    distinct = {m.cell: m for m in every_cell}
+    total.update(m.kind for m in distinct.values())
     return Plan(tasks, left, total)
 
 

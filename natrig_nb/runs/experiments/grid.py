@@ -38,7 +38,7 @@ def expand(
     strengths: dict[str, list[float]] | None = None,  # trigger -> strengths in its own unit
     generators: list[str] | None = None,  # files, folders, hub names
     detectors: list[str] | None = None,  # names; the one of the settings unless given
-    seeds: Iterable[int] | None = None,
+    seeds: Iterable[int] | None = None,  # as many as the settings say unless given
     label_modes: list[str] | None = None,  # of `LABEL_MODES`
 ) -> list[Cell]:
     "All combinations of the axes; an axis that is not given has the value of the settings."

@@ -312,12 +312,16 @@ def find_prompt_trigger(
     return prompt_trigger(generator, terms, windows, weights, group_name(edits), targets)
 
 
+def _has_terms(edits):
+    "Whether a prompt can say every edit of a group."
+    return all(edit.term for edit in edits)
+
+
 def prompt_triggers(
     cfg: TriggerConfig,  # names the edits
 ) -> tuple[TriggerSpec, ...]:
     "One trigger per group of edits that all have a term."
-    groups = [group for group in cfg.edit_groups() if all(edit.term for edit in group)]
-    return tuple(_spec_of(edits) for edits in groups)
+    return tuple(_spec_of(edits) for edits in cfg.edit_groups() if _has_terms(edits))
 
 
 def _spec_of(edits: tuple[Edit, ...]) -> TriggerSpec:
