@@ -106,8 +106,9 @@ def walkthrough_records(
     records = record_artifacts(recipes, cfg, walkthrough_triggers(cfg))
     recorded = [cell for cell in defense_cells(cfg) if cell.defense in RECORDED]
     records += [recorded_artifact(recipes, cell) for cell in recorded]
-    if cfg.generator == PRESETS["portraits"].generator and "smile" in walkthrough_triggers(cfg):
-        records.append(prompt_artifact(recipes, cfg, "smile"))
+    first = cfg.triggers.edits[0]
+    if cfg.generator == PRESETS["portraits"].generator and first.term:
+        records.append(prompt_artifact(recipes, cfg, first))
     return records
 
 # %% ../../../nbs/api/runs/experiments/walkthrough.ipynb #0000000d

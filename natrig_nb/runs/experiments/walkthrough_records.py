@@ -59,7 +59,7 @@ from ...detector.base import predict_fake
 from ...generator.base import Generator, render
 from ...generator.diffusion import Diffusion
 from ...latent.longtail import percentile_of
-from ...trigger.base import Space, Trigger
+from ...trigger.base import Edit, Space, Trigger
 from ...trigger.natural.prompt import edit_effect, prompt_trigger
 from ..artifacts import Artifact
 from ..config import PRESETS, RunConfig
@@ -311,11 +311,13 @@ def make_prompt_record(
     generator: Path,
     *,
     sampling: dict[str, Any],
+    word: str,  # a term of `captions.TERMS`
+    attribute: str,  # the attribute that it names
 ) -> None:
     "Write `prompts.csv` and `prompts.npz`."
     models = {"benign": load_model(benign), "victim": load_model(victim)}
     G = cast(Diffusion, open_generator(generator, None, sampling))
-    table, arrays = prompt_record(G, load_attributes(attribute_net), models)
+    table, arrays = prompt_record(G, load_attributes(attribute_net), models, word, attribute)
     table.to_csv(folder / "prompts.csv", index=False)
     write_arrays(folder / "prompts.npz", arrays)
 
@@ -491,11 +493,11 @@ def _natural_records(recipes, cfg, names, attacks):
 def prompt_artifact(
     recipes: Recipes,
     cfg: RunConfig,
-    trigger: str,  # whose victim is asked
+    edit: Edit,  # whose victim is asked; it has a term
 ) -> Artifact:
     "The record about another generator, the small Stable Diffusion of portraits."
     other = PRESETS["diffusion"].generator
-    attack = attack_artifacts(recipes, Cell(cfg, trigger))
+    attack = attack_artifacts(recipes, Cell(cfg, edit.word))
     inputs = {
         "benign": attack.benign,
         "victim": attack.victim,
@@ -503,5 +505,5 @@ def prompt_artifact(
         "generator": generator_file(other),
     }
     sampling = sampling_settings(other) | {"steps": 10}
-    settings = {"sampling": sampling}
+    settings = {"sampling": sampling, "word": edit.term, "attribute": edit.attribute}
     return recipe("record-prompts", make_prompt_record, inputs, settings, generator_code(other))
