@@ -1,15 +1,51 @@
 "Package metadata comes from settings.ini, the one place nbdev reads too."
 
+import shutil
 from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 cfg = ConfigParser(delimiters=["="])
 cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 readme = here / "README.md"
+
+# Below data/: what commands read wherever they run. An installed package holds it in natrig_nb/shipped.
+SHIPPED = (
+    "portraits-generator.safetensors",
+    "portraits-attributes.safetensors",
+    "portraits-yshape.safetensors",
+    "portraits-diffusion/**/*",
+    "results/*/results.parquet",
+)
+
+
+def shipped_files():
+    "Files below data/ that a wheel carries."
+    found = sorted(path for pattern in SHIPPED for path in (here / "data").glob(pattern))
+    return [path for path in found if path.is_file()]
+
+
+class BuildWithData(build_py):
+    "Put shipped files into the package; an editable installation reads them in the checkout."
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        for path in shipped_files():
+            target = Path(self.build_lib, "natrig_nb/shipped", path.relative_to(here / "data"))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+
+
+def extra(name):
+    "Requirements of an optional part."
+    return cfg[f"{name}_requirements"].split()
+
 
 setup(
     name=cfg["lib_name"],
@@ -24,6 +60,7 @@ setup(
     package_data={"natrig_nb": ["py.typed"], "natrig_nb.report": ["templates/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split(), "timm": ["timm"], "ray": ["ray"]},
+    extras_require={name: extra(name) for name in ("ray", "timm", "datasets", "docs", "dev")},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
+    cmdclass={"build_py": BuildWithData},
 )

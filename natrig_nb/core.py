@@ -6,11 +6,13 @@
 __all__ = ['REAL', 'FAKE', 'PALETTE', 'called_real', 'contact_sheet', 'check', 'check_images', 'FaceSet']
 
 # %% ../nbs/api/core.ipynb #00000003
+import filecmp
 import hashlib
 import json
 import multiprocessing
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,7 +27,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -52,10 +54,13 @@ def to_float(
 
 
 def to_uint8(
-    x: torch.Tensor,  # (n,3,r,r) float in [-1,1]; values outside are clipped
+    x: torch.Tensor,  # (n,3,r,r) float in [-1,1]; finite values outside are clipped
 ) -> torch.Tensor:  # (n,3,r,r) uint8
     "Convert floats in [-1,1] to bytes, rounded to the nearest level."
     levels = x.detach().add(1).mul(127.5)
+    n_wrong = int(levels.isfinite().logical_not().sum())
+    if n_wrong:  # as bytes they would be black without a word
+        raise ValueError(f"expected finite images, got {n_wrong} values that are NaN or infinite")
     return levels.round_().clamp_(0, 255).to(torch.uint8)
 
 # %% ../nbs/api/core.ipynb #0000000a
@@ -198,9 +203,19 @@ def concat(
 
 # %% ../nbs/api/core.ipynb #00000018
 def pick_device() -> torch.device:
-    "The GPU when there is one, else the CPU; `NATRIG_DEVICE` overrides."
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(os.environ.get("NATRIG_DEVICE") or default)
+    "The GPU when there is one, else the CPU; `NATRIG_DEVICE` (cpu, cuda or cuda:NUMBER) overrides."
+    name = os.environ.get("NATRIG_DEVICE")
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not name:
+        return torch.device("cuda" if n_gpus else "cpu")
+    match = re.fullmatch(r"cpu|cuda(:\d+)?", name)
+    if match is None:
+        raise ValueError(f"expected NATRIG_DEVICE to be cpu, cuda or cuda:NUMBER, got {name}")
+    index = int((match[1] or ":0")[1:])
+    if name != "cpu" and index >= n_gpus:
+        build = f"this PyTorch ({torch.__version__}) finds {n_gpus} GPUs"
+        raise ValueError(f"expected NATRIG_DEVICE=cpu, since {build}, got {name}")
+    return torch.device(name)
 
 
 def seeded(
@@ -249,13 +264,56 @@ def _repository() -> Path:
 
 
 REPOSITORY = _repository()
+DATA = "data"  # first folder of the name of every shipped file
+
+
+def shipped(
+    path: str | Path,  # as settings name it, e.g. "data/portraits-generator.safetensors"
+    root: Path = REPOSITORY,  # the folder that holds the package
+) -> Path:
+    "Where a file or folder that comes with the package lies; the working directory does not matter."
+    first, *rest = Path(path).parts
+    check(first == DATA, f"expected a path below {DATA}, got {path}")
+    is_checkout = (root / "settings.ini").exists()
+    return (root / DATA if is_checkout else root / "natrig_nb" / "shipped").joinpath(*rest)
 
 
 def resolve(
-    path: str | Path,  # a file or folder, e.g. "data/portraits-generator.safetensors"
+    path: str | Path,  # a file or folder of the user, or the name of a shipped one
 ) -> Path:
-    "The path itself where it exists, else the path of that name in the repository."
-    return Path(path) if Path(path).exists() else REPOSITORY / path
+    """The path itself, or a shipped file where it names one that does not exist here.
+
+    Two different files of that name, here and in the package, are an error.
+    """
+    here = Path(path)
+    if here.parts[:1] != (DATA,):
+        return here
+    ours = shipped(here)
+    if not here.exists():
+        return ours
+    check(
+        not ours.exists() or _same_content(here, ours),
+        f"expected one {path}, got a file here that differs from the one of the package: "
+        f"name yours by its whole path, {here.absolute()}",
+    )
+    return here
+
+
+def _same_content(one: Path, other: Path) -> bool:
+    "Whether two files hold the same bytes, or two folders the same files."
+    if one.samefile(other):
+        return True
+    ours, theirs = _files_below(one), _files_below(other)
+    if ours.keys() != theirs.keys():
+        return False
+    return all(filecmp.cmp(path, theirs[name], shallow=False) for name, path in ours.items())
+
+
+def _files_below(root: Path) -> dict[str, Path]:
+    "The files of a folder by relative name; a file itself by an empty name."
+    if root.is_file():
+        return {"": root}
+    return {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
 
 # %% ../nbs/api/core.ipynb #0000001b
 @contextmanager
@@ -298,9 +356,25 @@ def load_tensors(
 ) -> TensorFile:  # on the CPU; a metadata value that is not JSON stays text
     "Read the tensors and the metadata of a safetensors file."
     check(Path(path).is_file(), f"expected a safetensors file at {path}, got no such file")
-    with safe_open(path, "pt") as file:
-        metadata = {name: _parsed(text) for name, text in (file.metadata() or {}).items()}
-    return TensorFile(load_file(path), metadata)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: _parsed(text) for name, text in (file.metadata() or {}).items()}
+        return TensorFile(load_file(path), metadata)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"expected a safetensors file, got {path} ({error})") from None
+
+
+def check_finite(
+    tensors: dict[str, torch.Tensor],  # name -> tensor
+    where: str | Path,  # the file or model that they come from, for the message
+) -> None:
+    "Refuse weights with NaN or infinity in them: such a network answers nonsense without an error."
+    wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    check(
+        not wrong,
+        f"expected finite numbers in {where}, got NaN or infinity in {len(wrong)} of "
+        f"{len(tensors)} tensors ({', '.join(wrong[:3])}): the file is damaged or its training diverged",
+    )
 
 
 def _parsed(text):

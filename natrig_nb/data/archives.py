@@ -27,12 +27,15 @@ def normalize_member_name(
     return str(PurePosixPath(name.replace("\\", "/")))
 
 
+CLUTTER_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
+
 def is_clutter(
     name: str,  # normalized
 ) -> bool:
-    "Whether a file was left by a file manager: in __MACOSX, or with a name that starts with a dot."
+    "Whether a file was left by a file manager: in such a folder, or with a name that starts with a dot."
     parts = PurePosixPath(name).parts
-    return any(p == "__MACOSX" or (p.startswith(".") and p != "..") for p in parts)
+    return any(p in CLUTTER_FOLDERS or (p.startswith(".") and p != "..") for p in parts)
 
 # %% ../../nbs/api/data/archives.ipynb #e6f6bbf2
 IMAGE_SUFFIXES = {

@@ -9,6 +9,7 @@ __all__ = ['LFW', 'SPLITS', 'ASK', 'NEUTRAL_FOLDER', 'SOURCES', 'which_fake', 'l
 import io
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -194,7 +195,7 @@ def parse_table(
             isinstance(table.index, pd.RangeIndex),
             f"expected as many names in the header of {name} as values in a row, got fewer",
         )
-        table = _with_types(clean_header(table))
+        return _with_types(_indexed_by_file(name, clean_header(table)), name)
     return _indexed_by_file(name, table)
 
 
@@ -213,19 +214,58 @@ def clean_header(
 ) -> pd.DataFrame:
     "Column names without spaces around them; a column without a name is an index and goes."
     named = table.rename(columns=lambda column: str(column).strip())
-    return named[[c for c in named if c and not re.fullmatch(r"Unnamed: \d+", c)]]
+    kept = [c for c in named if c and not re.fullmatch(r"Unnamed: \d+", c)]
+    first = [re.sub(r"\.\d+$", "", c) for c in kept]  # pandas numbers a name that comes again
+    twice = [
+        one for one, c in zip(first, kept, strict=True) if one in kept and first.count(one) > 1
+    ]
+    check(not twice, f"expected one column {''.join(twice[:1])}, got {len(twice)}")
+    return named[kept]
 
 
-def _with_types(table: pd.DataFrame) -> pd.DataFrame:
-    "Numbers where a column holds only numbers; keys stay text, without spaces around them."
-    done = {}
-    for column in table:
-        values = table[column]
-        text = values.str.strip() if values.dtype == object else values
-        numbers = pd.to_numeric(text, errors="coerce")
-        is_number = column not in KEYS and bool((numbers.notna() | text.isna()).all())
-        done[column] = numbers if is_number else text
-    return pd.DataFrame(done, index=table.index)
+ANSWERS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}  # in lower case
+UNKNOWN = {"", "?", "na", "n/a", "nan", "none", "null", "unknown", "-"}  # in lower case
+
+
+def _with_types(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    "Numbers where a column holds numbers, true and false, or yes and no; text where it is text."
+    typed = {column: _typed_column(table[column], column, name) for column in table}
+    return pd.DataFrame(typed, index=table.index)
+
+
+def _typed_column(values: pd.Series, column: str, name: str) -> pd.Series:
+    "One column as numbers or as text; one that is partly numbers is refused."
+    text = pd.Series([_text(value) for value in values], values.index, dtype=object)
+    known = text.notna()
+    numbers = pd.to_numeric(text, errors="coerce")
+    answers = pd.to_numeric(text.str.lower().map(ANSWERS)) if known.any() else numbers
+    if (numbers.notna() == known).all():
+        return numbers
+    if (answers.notna() == known).all():
+        return answers
+    if column not in FACTS:
+        _check_text(text[known], numbers[known], f"column {column} of {PurePosixPath(name).name}")
+    return text
+
+
+def _text(value: object) -> str | None:
+    "A value without spaces around it; None where it says that nothing is known."
+    text = str(value).strip()
+    return None if text.lower() in UNKNOWN else text
+
+
+def _check_text(text: pd.Series, numbers: pd.Series, where: str) -> None:
+    "Refuse numbers with a decimal comma, and text among numbers."
+    with_comma = text.str.fullmatch(r"[+-]?\d+,\d+")
+    check(
+        not with_comma.all(),
+        f"expected numbers with a decimal point in {where}, got {text.iloc[0]} ({text.index[0]})",
+    )
+    wrong = text[numbers.isna()]
+    check(
+        len(wrong) > len(text) / 2,
+        f"expected numbers in {where}, got {wrong.iloc[0]} ({wrong.index[0]})",
+    )
 
 
 def _indexed_by_file(name: str, table: pd.DataFrame) -> pd.DataFrame:
@@ -236,7 +276,7 @@ def _indexed_by_file(name: str, table: pd.DataFrame) -> pd.DataFrame:
         f"expected a column file or image_id in {name}, got {list(table.columns)[:5]}",
     )
     if "partition" in table:
-        table["part"] = table.pop("partition").map(PARTS)
+        table["part"] = pd.to_numeric(table.pop("partition"), errors="coerce").map(PARTS)
     return table.set_index(key) if key else table
 
 # %% ../../nbs/api/data/layouts.ipynb #e75bb04c
@@ -287,7 +327,10 @@ def clean_table(
     table: pd.DataFrame,  # one row per file, indexed by its name
     name: str,  # of the file, for errors
 ) -> pd.DataFrame:
-    "One rule for every table: trimmed names, one row per file, binary attributes 0 or 1."
+    """One rule for every table: trimmed names, one row per file, binary attributes 0 or 1.
+
+    Where a column of the table is -1 or 1, 0 in another column of -1, 0 and 1 means unknown.
+    """
     check(len(table), f"expected at least one row in {name}, got none")
     table = clean_header(table)
     table.index = table.index.astype(str).str.strip()
@@ -296,8 +339,16 @@ def clean_table(
         not len(repeated),
         f"expected one row per file in {name}, got several for {list(repeated[:3])}",
     )
-    signed = [c for c in table if -1 in (known := set(table[c].dropna())) and known <= {-1, 1}]
-    return table.assign(**{c: table[c].replace(-1, 0) for c in signed})
+    values = {c: set(table[c].dropna()) for c in table}
+    signed = [c for c, known in values.items() if -1 in known and known <= {-1, 1}]
+    unclear = [c for c, known in values.items() if signed and known == {-1, 0, 1}]
+    if unclear:
+        warnings.warn(
+            f"0 in {', '.join(unclear)} of {name} is read as unknown, since -1 means no there",
+            stacklevel=2,
+        )
+        table = table.assign(**{c: table[c].replace(0, np.nan) for c in unclear})
+    return table.assign(**{c: table[c].replace(-1, 0) for c in signed + unclear})
 
 
 def attribute_columns(

@@ -25,6 +25,7 @@ from natrig_nb.core import (
     batches,
     called_real,
     check,
+    check_finite,
     check_images,
     to_float,
     write_atomic,
@@ -223,9 +224,28 @@ def load_saved(
     "Build the detector that a file names and fill in its weights."
     about = _saved_about(path)
     check("name" in about, f"expected a detector's name in the header of {path}, got none")
-    model = make_detector(**about)
-    model.load_state_dict(read_state_dict(path))
+    try:
+        model = make_detector(**about)
+    except TypeError as error:
+        raise ValueError(
+            f"expected settings of {about['name']} in the header of {path}, got {about} ({error})"
+        ) from None
+    tensors = read_state_dict(path)
+    _check_fit(model.state_dict(), tensors, about["name"], path)
+    check_finite(tensors, path)
+    model.load_state_dict(tensors)
     return model.eval()
+
+
+def _check_fit(own, tensors, name, path):
+    "Refuse weights of another network, with what does not fit."
+    known = own.keys() & tensors.keys()
+    wrong = (own.keys() ^ tensors.keys()) | {k for k in known if own[k].shape != tensors[k].shape}
+    check(
+        not wrong,
+        f"expected the weights of {name} in {path}, got {len(wrong)} that do not fit: "
+        f"{', '.join(sorted(wrong)[:3])}",
+    )
 
 # %% ../../nbs/api/detector/base.ipynb #64baf29b
 FAKE_CLASS_HELP = "fake_class=1 if a high output means fake, fake_class=0 if it means real"
@@ -291,16 +311,38 @@ def _linear_head(model: Detector) -> nn.Linear:
         raise ValueError(f"expected a linear head for fake_class, got {type(model.head).__name__}")
     return model.head
 
+# %% ../../nbs/api/detector/base.ipynb #38a9aeb9
+INVERTED_ACCURACY = 0.2  # balanced accuracy below which the labels look exchanged
 
-def _check_fit(own, tensors, name, path):
-    "Refuse weights of another network, with what does not fit."
-    known = own.keys() & tensors.keys()
-    wrong = (own.keys() ^ tensors.keys()) | {k for k in known if own[k].shape != tensors[k].shape}
+
+def labels_look_inverted(
+    p_fake: torch.Tensor,  # (n,) probability of fake of held-out images
+    labels: torch.Tensor,  # (n,) REAL or FAKE, both present
+) -> bool:
+    "Whether a detector is so often wrong, on both classes, that its outputs are in the other order."
+    says_real = called_real(p_fake)
+    shares = [(says_real == (labels == REAL))[labels == label] for label in (REAL, FAKE)]
     check(
-        not wrong,
-        f"expected the weights of {name} in {path}, got {len(wrong)} that do not fit: "
-        f"{', '.join(sorted(wrong)[:3])}",
+        all(len(share) > 0 for share in shares),
+        f"expected real and fake images, got {len(shares[0])} and {len(shares[1])}",
     )
+    right = [share.double().mean().item() for share in shares]
+    return sum(right) / 2 < INVERTED_ACCURACY
+
+
+class SwappedHead(nn.Module):
+    "A head with its two outputs exchanged."
+
+    def __init__(
+        self,
+        head: nn.Module,  # features -> (n,2), column 0 = FAKE
+    ):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        "Features (n,d) -> (n,2), column 1 = FAKE."
+        return self.head(features).flip(1)
 
 # %% ../../nbs/api/detector/base.ipynb #0000002a
 def load_detector(
@@ -312,8 +354,16 @@ def load_detector(
     `fake_class` is 0 or 1 for files of weights; for `hf:` and `timm:` the name of a class, or
     several with commas.
     """
+    model = _opened(path, how)
+    check_finite(model.state_dict(), path)
+    return model
+
+
+def _opened(path, how):
+    "The detector, its weights not yet looked at."
     library, _, name = str(path).partition(":")
     if library in ("hf", "timm"):
+        _refuse_settings(how, f"for {library}:, which says itself what its network is")
         return pkgutil.resolve_name(f"natrig_nb.detector.hub:load_{library}")(name, **how)
     check(
         Path(path).is_file(),
@@ -321,8 +371,12 @@ def load_detector(
     )
     kind = file_kind(path)
     if kind == FileKind.SAFETENSORS and "name" in _saved_about(path):
+        about = _saved_about(path)
+        others = {name: value for name, value in how.items() if about.get(name) != value}
+        _refuse_settings(others, f"for a file that says itself that it holds a {about['name']}")
         return _oriented(load_saved(path), how.get("fake_class"))
     if kind in (FileKind.KERAS, FileKind.KERAS_ARCHIVE):
+        _refuse_settings(how, "for a Keras file, whose layers say which MesoNet it is")
         model = pkgutil.resolve_name("natrig_nb.detector.meso:load_meso")(path)
         return _oriented(model, how.get("fake_class"))
     check(
@@ -332,8 +386,16 @@ def load_detector(
     return load_weights(path, **how)
 
 
+def _refuse_settings(how, why):
+    "Refuse settings of a network where they would not be used."
+    given = {name: value for name, value in how.items() if name != "fake_class"}
+    named = ", ".join(f"{name}={value}" for name, value in given.items())
+    check(not given, f"expected no network {why}, got {named}")
+
+
 def _oriented(model, fake_class):
     "The same detector with its outputs exchanged where `fake_class` says so."
     if fake_class is not None and fake_index(fake_class) == REAL:
-        model.head = two_logits(_linear_head(model), fake_class)
+        is_linear = isinstance(model.head, nn.Linear)
+        model.head = two_logits(model.head, REAL) if is_linear else SwappedHead(model.head)
     return model

@@ -285,6 +285,16 @@ def hub_json(
         ) from None
 
 
+def _name_and_class(address, fake_class):
+    "The name before `#`, and the fake class, which is stated once."
+    name, _, stated = address.partition("#")
+    check(
+        not stated or fake_class in (None, stated),
+        f"expected the fake class once, got #{stated} and fake_class={fake_class}",
+    )
+    return name, (stated or None) if fake_class is None else fake_class
+
+
 def load_hf(
     name: str,  # a folder, or a name on the hub; `#CLASS` after it names the fake class
     fake_class: str | int | None = None,  # name or number of the fake class, several with commas
@@ -292,19 +302,27 @@ def load_hf(
     "An image classifier of `transformers` with its weights, as a detector."
     from transformers import AutoModelForImageClassification
 
-    name, _, stated = name.partition("#")
+    name, stated = _name_and_class(name, fake_class)
     preprocess = read_preprocessor(hub_json(name, "preprocessor_config.json"))
     config = hub_json(name, "config.json")
     try:
-        model = AutoModelForImageClassification.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        model, loaded = AutoModelForImageClassification.from_pretrained(
+            name, trust_remote_code=False, output_loading_info=True
+        )
+    except Exception as error:  # whatever transformers raises for files it cannot use
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"expected an image classifier of transformers in {name}, "
             f"got {config.get('architectures')} ({reason})"
         ) from None
+    lost = sorted(loaded["missing_keys"])
+    check(
+        not lost,
+        f"expected a trained classifier in {name}, got no weights of {', '.join(lost[:3])}: "
+        "its answers would be random",
+    )
     labels = [str(model.config.id2label[i]) for i in range(model.config.num_labels)]
-    fake = fake_classes(labels, (stated or None) if fake_class is None else fake_class)
+    fake = fake_classes(labels, stated)
     config = json.loads(model.config.to_json_string())
     return HubClassifier(config, preprocess, fake, model).eval()
 
@@ -322,18 +340,20 @@ def load_timm(
             f"expected the package timm, got none ({error}): pip install timm, "
             "with a torchvision that fits torch"
         ) from None
-    name, _, stated = name.partition("#")
+    name, stated = _name_and_class(name, fake_class)
     body = timm.create_model(name, pretrained=pretrained)
     settings = body.pretrained_cfg
     labels = [str(label) for label in settings.get("label_names") or []]
     classifier = body.get_classifier()
+    about = {}
     if 2 <= len(labels) <= 20:
-        stated_class = (stated or None) if fake_class is None else fake_class
-        head = make_head(classifier, fake_classes(labels, stated_class))
+        head = make_head(classifier, fake_classes(labels, stated))
     else:
+        check(stated is None, f"expected no fake class for the fresh head of {name}, got {stated}")
         head = nn.Linear(getattr(classifier, "in_features", body.num_features), 2)
+        about["is_untrained"] = True
     body.reset_classifier(0)
-    return Detector(nn.Sequential(_timm_preprocess(settings), body), head).eval()
+    return Detector(nn.Sequential(_timm_preprocess(settings), body), head, about=about).eval()
 
 
 def _timm_preprocess(settings):

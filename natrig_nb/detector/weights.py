@@ -219,5 +219,5 @@ def _without_prefix(tensors, own):
     def matches(prefix: str) -> int:
         return sum(prefix + name in tensors for name in wanted)
 
-    best = max(["", *prefixes], key=matches)
-    return {name.removeprefix(best): tensor for name, tensor in tensors.items()}
+    best = max(["", *prefixes], key=matches)  # what lies outside of it belongs to the wrapper
+    return {name.removeprefix(best): t for name, t in tensors.items() if name.startswith(best)}

@@ -124,12 +124,23 @@ class Generator(nn.Module):
             for rows in batches(len(latents), batch, "rendering"):
                 part = latents[rows].to(self.device)
                 variants = [part if t is None else t.edit(part) for t in triggers]
-                images = [x.clamp(-1, 1) for x in self.forward_many(variants)]
+                images = [_checked(x).clamp(-1, 1) for x in self.forward_many(variants)]
                 painted = [
                     x if t is None else t.paint(x) for t, x in zip(triggers, images, strict=True)
                 ]
                 parts.append([to_uint8(x).cpu() for x in painted])
         return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+def _checked(images: torch.Tensor) -> torch.Tensor:
+    "The same images; NaN and infinity would be clipped to black or white without a word."
+    n_wrong = int(images.isfinite().flatten(1).all(1).logical_not().sum())
+    check(
+        n_wrong == 0,
+        f"expected finite images of the generator, got NaN or infinity in {n_wrong} of {len(images)}: "
+        "its weights or an edit are beyond what it can draw",
+    )
+    return images
 
 # %% ../../nbs/api/generator/base.ipynb #0000000b
 def render(

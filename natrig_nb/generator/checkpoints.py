@@ -42,9 +42,10 @@ def one_error(
     except CheckpointError as e:
         raise CheckpointError(f"{e} (file: {path})") from None
     except Exception as e:  # whatever bytes can provoke
-        message = (
-            f"expected a whole checkpoint, got a damaged one ({type(e).__name__}): fetch it again"
-        )
+        message = str(e)
+        if not (isinstance(e, ValueError) and message.startswith("expected ")):  # not of `check`
+            damage = f"got a damaged one ({type(e).__name__}): fetch it again"
+            message = f"expected a whole checkpoint, {damage}"
         raise CheckpointError(f"{message} (file: {path})") from None
 
 # %% ../../nbs/api/generator/checkpoints.ipynb #0000000c

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from ..core import check, pick_device
+from ..core import check, check_finite, pick_device
 from ..data.captions import NEUTRAL, TERMS
 from .base import Generator, GeneratorSpec, tensor_digest
 
@@ -120,7 +120,8 @@ class Diffusion(Generator):
         scheduler: str | None = None,  # "ddim" or "dpm"; the pipeline's own unless given
     ):
         super().__init__()
-        check(steps >= 1, f"expected at least 1 step, got {steps}")
+        known = pipe.scheduler.config.num_train_timesteps
+        check(1 <= steps <= known, f"expected at least 1 step and at most {known}, got {steps}")
         check(np.isfinite(guidance), f"expected a finite guidance, got {guidance}")
         self.unet = pipe.unet.requires_grad_(False).eval()
         self.vae = pipe.vae.requires_grad_(False).eval()
@@ -379,6 +380,7 @@ SIZES = {
     "stabilityai/stable-diffusion-xl-base-1.0": 14,
 }  # gigabytes in full precision, about; half of it with variant="fp16"
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+UNUSED_PARTS = ("safety_checker", "feature_extractor")  # never run here
 
 
 def load_diffusion(
@@ -398,13 +400,19 @@ def load_diffusion(
     if Path(where).is_dir():
         defaults["variant"] = _variant(Path(where))
     try:
-        pipe = _read_quietly(where, defaults | settings)
-    except (OSError, ValueError) as error:
+        index = _model_index(where)
+        _check_index(index, where)
+        unused = {name: None for name in UNUSED_PARTS if name in index}
+        pipe = _read_quietly(where, defaults | unused | settings)
+    except (
+        Exception
+    ) as error:  # whatever diffusers and transformers raise for files they cannot use
+        if isinstance(error, ValueError) and str(error).startswith("expected "):
+            raise
         raise FileNotFoundError(_missing(where, error)) from error
-    check(
-        type(pipe).__name__ in PIPELINES,
-        f"expected a pipeline among {PIPELINES}, got {type(pipe).__name__}",
-    )
+    for name, part in pipe.components.items():
+        if isinstance(part, torch.nn.Module):
+            check_finite(part.state_dict(), f"{name} of {where}")
     if device.type == "cuda":
         pipe.enable_attention_slicing()
     if pipe.vae.dtype == torch.float16 and pipe.vae.config.force_upcast:
@@ -412,6 +420,27 @@ def load_diffusion(
     return Diffusion(pipe.to(device), prompt, negative, guidance, steps, scheduler)
 
 # %% ../../nbs/api/generator/diffusion.ipynb #00000022
+def _model_index(where):
+    "The parts of a pipeline by name, and its class, from model_index.json."
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    return dict(DiffusionPipeline.load_config(where, local_files_only=True))
+
+
+def _check_index(index, where):
+    "Refuse other pipelines, and folders without a part that the index names."
+    kind = index.get("_class_name")
+    check(kind in PIPELINES, f"expected a pipeline among {PIPELINES}, got {kind}")
+    if not Path(where).is_dir():
+        return
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    lost = [n for n in parts if n not in UNUSED_PARTS and not (Path(where) / n).is_dir()]
+    check(
+        not lost,
+        f"expected a whole pipeline of safetensors in {where}, got no folder {', '.join(lost)}",
+    )
+
+
 def _read_quietly(where, settings):
     "The pipeline, without the libraries' bars and remarks on packages that are not needed."
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -446,7 +475,8 @@ def _variant(folder):
 def _missing(where, error):
     "What to say when a pipeline cannot be read."
     if Path(where).is_dir():
-        reason = str(error).strip().splitlines()[0]
+        first_line = (str(error).strip().splitlines() or [""])[0][:200]
+        reason = first_line or type(error).__name__
         return f"expected a whole pipeline of safetensors in {where}, got: {reason}"
     size = f"about {SIZES[where]} GB" if where in SIZES else "several GB"
     return (

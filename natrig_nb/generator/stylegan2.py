@@ -28,7 +28,7 @@ from natrig_nb.generator.checkpoints import (
     read_checkpoint,
 )
 
-from ..core import check, load_tensors, pick_device, save_tensors
+from ..core import check, check_finite, load_tensors, pick_device, save_tensors
 from ..nn.layers import channels_last
 from .base import Generator, GeneratorSpec
 
@@ -598,21 +598,42 @@ def _without_batch_axis(stored: Stored) -> Stored:
     return replace(stored, shape=stored.shape[1:], stride=stored.stride[1:])
 
 
+AVERAGES = ("G_ema", "params_ema", "ema", "generator_ema", "state_dict", "model", "g", "params")
+FIRST_TENSORS = ("input.input", "synthesis.b4.const")  # of rosinality's and of NVlabs' state dicts
+
+
+def bare_state(
+    state: dict,  # name -> `Stored` tensor, and whatever else lies beside
+) -> dict[str, Stored]:
+    "A generator's tensors without what wrappers put before their names (module., decoder. ...)."
+    tensors = {n: t for n, t in state.items() if type(n) is str and isinstance(t, Stored)}
+    prefixes = set()
+    for first in FIRST_TENSORS:
+        ends = [n for n in tensors if n == first or n.endswith(f".{first}")]
+        prefixes |= {name.removesuffix(first) for name in ends}
+    if not prefixes:
+        return tensors
+    prefix = min(prefixes, key=_not_averaged)  # an average is what is meant to be used
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _not_averaged(prefix):
+    return "ema" not in prefix, prefix
+
+
 def from_rosinality(
     content: dict,  # a checkpoint with `g_ema`
 ) -> Opened:
-    "A rosinality generator, published or from a training."
-    state = content["g_ema"]
-    of_tensors = type(state) is dict and all(
-        type(name) is str and isinstance(tensor, Stored) for name, tensor in state.items()
-    )
+    "A rosinality generator, published or from a training; `g_ema` may be in NVlabs' names as well."
+    state = content["g_ema"] if type(content["g_ema"]) is dict else {}
     need(
-        of_tensors,
-        "expected g_ema to hold tensors by name, got something else: save g_ema.state_dict()",
-    )
-    need(
-        not any("progression" in name for name in state),
+        not any("progression" in str(name) for name in state),
         "expected StyleGAN2, got a StyleGAN1 network: it has another architecture, use StyleGAN2",
+    )
+    state = bare_state(state)
+    need(
+        len(state) > 0,
+        "expected g_ema to hold tensors by name, got something else: save g_ema.state_dict()",
     )
     tensors = {official_name(name): _without_batch_axis(t) for name, t in state.items()}
     average = content.get("latent_avg")
@@ -654,6 +675,7 @@ def load_stylegan2(
     with one_error(path):
         tensors, settings = from_project(path) if of_project else _opened(content)
         G = assemble(tensors, os.path.getsize(path), **settings)
+        check_finite(G.state_dict(), "the generator")
         return channels_last(G.to(pick_device()))
 
 
@@ -665,12 +687,22 @@ def _opened(content: object) -> Opened:
         not keys & {"generator", "g_running", "generator_smooth"},
         "expected StyleGAN2, got a StyleGAN1 network: it has another architecture, use StyleGAN2",
     )
+    if "G_ema" in keys and type(table["G_ema"]) is not dict:
+        return from_nvlabs(table["G_ema"])
+    named = [name for name in AVERAGES if type(table.get(name)) is dict]
+    states = [table["g_ema"]] if "g_ema" in keys else [*(table[name] for name in named), table]
+    states = [s for s in states if "g_ema" in keys or _is_generator(s)]
     need(
-        bool(keys & {"G_ema", "g_ema"}),
+        len(states) > 0,
         f"expected G_ema or g_ema in the file, got {ascii(sorted(map(str, keys)))[:80]}: "
         "use a whole network",
     )
-    return from_nvlabs(table["G_ema"]) if "G_ema" in keys else from_rosinality(table)
+    return from_rosinality({"latent_avg": table.get("latent_avg"), "g_ema": states[0]})
+
+
+def _is_generator(state: dict) -> bool:
+    "Whether a dictionary holds the first tensor of a generator."
+    return bool(set(FIRST_TENSORS) & set(bare_state(state)))
 
 
 def is_file(
