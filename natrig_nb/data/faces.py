@@ -27,6 +27,7 @@ from natrig_nb.data.layouts import (
     labels_from_names,
     one_copy,
     read_attributes,
+    side_of,
     tables_inside,
     which_fake,
 )
@@ -342,6 +343,7 @@ def read_faces(
             "read": len(names),
             "left_out": len(found) - len(order),
             "transparent": len(decoded.transparent),
+            "labeled": _says_side(found, path, label, real, fake),
         },
     )
 
@@ -353,6 +355,17 @@ def _labels(
     if label is not None:
         return torch.full((len(names),), label)
     return labels_from_names(names, Path(path).resolve().name.split(".")[0], real, fake)
+
+
+def _says_side(
+    names: list[str], path: str | Path, label: int | None, real: str | None, fake: str | None
+) -> bool:
+    "Whether folders or options say what is real; else all images count as real."
+    if label is not None or real or fake:
+        return True
+    root = Path(path).resolve().name.split(".")[0]
+    folders = {part for name in names for part in PurePosixPath(name).parts[:-1]}
+    return any(side_of(folder) is not None for folder in {root, *folders})
 
 
 def _check_any(rows: list, path: str | Path, n_files: int, skipped: dict[str, str]) -> None:

@@ -27,6 +27,7 @@ from natrig_nb.report.tables import (
 from ..core import check, write_atomic
 from ..defense.base import defense_specs
 from ..runs.settings import SETTINGS
+from .competence import competence_notes, wanted_accuracy
 from .figures import DrawnFigures, draw_all, record_path
 
 # %% ../../nbs/api/report/html.ipynb #3684d540
@@ -252,6 +253,7 @@ def walkthrough_page(
         "walkthrough.html.j2",
         title="Natural triggers in face-forgery detection",
         about=ABOUT,
+        warnings=competence_notes(rows, wanted_accuracy(out)),
         common=common_text(rows, table),
         results={"columns": list(table.columns), "rows": table.to_numpy().tolist()},
         stated=[stated.get(name, "") for name in table.columns],

@@ -32,6 +32,8 @@ from natrig_nb.runs.config import (
 )
 from natrig_nb.runs.preparation import (
     Recipes,
+    SelectedFakes,
+    attribute_input,
     available_triggers,
     generator_code,
     generator_file,
@@ -40,6 +42,7 @@ from natrig_nb.runs.preparation import (
     load_trigger,
     looked_up,
     once,
+    open_attributes,
     open_generator,
     recipe,
     splits_artifact,
@@ -63,8 +66,8 @@ from natrig_nb.runs.victims import (
 from ..attack.carriers import natural_carriers
 from ..attack.run import Carriers, Splits, measure
 from ..attack.visibility import TRANSFORMS, asr_under_transforms
-from ..core import FaceSet, digest, load_tensors, resolve, save_tensors
-from ..nn.attributes import load_attributes
+from ..core import FaceSet, check, digest, load_tensors, save_tensors
+from ..trigger.base import Need, TriggerSpec
 from .artifacts import Artifact, plain
 from .results import as_detail
 from .run import Measurement
@@ -136,7 +139,7 @@ def make_carriers(
 ) -> None:
     "Find the test images that carry a trigger by nature."
     G = open_generator(generator, hub, sampling or {}) if generator or hub else None
-    net = load_attributes(attribute_net) if attribute_net else None
+    net = open_attributes(attribute_net) if attribute_net else None
     found = natural_carriers(load_trigger(trigger), net, load_splits(splits, G), share)
     masks = {name: mask for name, mask in found._asdict().items() if mask is not None}
     save_tensors(folder / "carriers.safetensors", {"share": torch.tensor(share), **masks})
@@ -162,9 +165,11 @@ def carriers_artifact(
         "trigger": trigger,
     }
     settings: dict[str, Any] = {"share": share}
+    if isinstance(generator, SelectedFakes):
+        inputs["attribute_net"] = attribute_input(recipes, data)
     if generator.fakes:
         return recipe("carriers", make_carriers, inputs, settings)
-    inputs["attribute_net"] = resolve(data.attribute_net)
+    inputs["attribute_net"] = attribute_input(recipes, data)
     inputs["generator"] = generator_file(generator)
     settings |= generator_settings(generator)
     return recipe("carriers", make_carriers, inputs, settings, generator_code(generator))
@@ -200,6 +205,17 @@ def attack_rows(
     ]
 
 
+def competence_rows(
+    rows: list[dict[str, Any]],  # of an attack
+    min_accuracy: float | None,  # None asks nothing
+) -> list[dict[str, Any]]:  # metric `competent`, 1 or 0
+    "Whether the benign model is good enough for attack figures to mean something."
+    if min_accuracy is None:
+        return []
+    ba = next(row for row in rows if row["metric"] == "ba")
+    return [metric_row("competent", float(ba["value_benign"] >= min_accuracy), n=ba["n"])]
+
+
 def transform_rows(
     victim: nn.Module, benign: nn.Module, triggered: torch.Tensor
 ) -> list[dict[str, Any]]:
@@ -224,6 +240,7 @@ def measure_attack(
     "The rows of one attack."
     pair, images = (load_model(victim), load_model(benign)), load_triggered(triggered)
     rows = attack_rows(*pair, load_splits(splits), images, load_carriers(carriers))
+    rows += competence_rows(rows, settings.get("min_accuracy"))
     if settings["transforms"]:
         rows += transform_rows(*pair, images[:N_TRANSFORMED])
     visible = json.loads((visibility / "visibility.json").read_text())
@@ -235,6 +252,31 @@ def found_columns(trigger: Path) -> dict[str, Any]:
     "Columns of a row that are known once the trigger is found."
     found = load_trigger(trigger)
     return {"space": str(found.space), "strength": float(found.strength)}
+
+
+def spec_of(recipes: Recipes, cell: Cell) -> TriggerSpec:
+    "The spec of a cell's trigger."
+    cfg = cell.cfg
+    specs = looked_up(recipes, available_triggers, cfg.triggers, cfg.generator, cfg.data)
+    check(
+        cell.trigger in specs,
+        f"expected a trigger among {', '.join(specs)}, got {cell.trigger}",
+    )
+    return specs[cell.trigger]
+
+
+def fakes_of(recipes: Recipes, cell: Cell) -> GeneratorConfig:
+    "Where the fakes of a cell come from; a selected trigger keeps those that have it."
+    cfg = cell.cfg
+    if Need.FAKES not in spec_of(recipes, cell).needs:
+        return cfg.generator
+    return SelectedFakes(
+        **vars(cfg.generator),
+        triggers=cfg.triggers,
+        trigger=cell.trigger,
+        percentile=cell.strength,
+        rate=cfg.attack.poison_rate,
+    )
 
 
 class AttackArtifacts(NamedTuple):
@@ -255,11 +297,10 @@ def attack_artifacts(
 ) -> AttackArtifacts:
     "The artifacts of a cell."
     cfg = cell.cfg
-    source, seed = (recipes, cfg.data, cfg.generator), cell.seed
+    source, seed = (recipes, cfg.data, fakes_of(recipes, cell)), cell.seed
     if trigger is None:
         trigger = trigger_artifact(*source, cfg.triggers, cell.trigger, cell.strength)
-    specs = looked_up(recipes, available_triggers, cfg.triggers, cfg.generator)
-    poisoning = tuple(specs[cell.trigger].poisoning.items())
+    poisoning = tuple(spec_of(recipes, cell).poisoning.items())
     poisoned = poisoned_artifact(*source, cfg.attack, trigger, poisoning, seed)
     return AttackArtifacts(
         splits_artifact(*source),
@@ -281,7 +322,7 @@ def attack_measurement(
 ) -> Measurement:
     "The measurement of an attack."
     cfg, share = cell.cfg, cell.cfg.evaluation.carrier_share
-    source = (recipes, cfg.data, cfg.generator)
+    source = (recipes, cfg.data, fakes_of(recipes, cell))
     found = artifacts or attack_artifacts(recipes, cell)
     inputs = (
         *found[:5],
@@ -289,7 +330,11 @@ def attack_measurement(
         carriers_artifact(*source, found.trigger, share),
     )
     parts = (cfg.data, cfg.generator, cfg.triggers, cfg.victim, EvaluationConfig(1, share))
-    settings = {"identity": looked_up(recipes, identity, *parts), "transforms": transforms}
+    settings = {
+        "identity": looked_up(recipes, identity, *parts),
+        "transforms": transforms,
+        "min_accuracy": cfg.evaluation.min_accuracy,
+    }
     case = case_columns(recipes, cell, experiment) | columns
     return Measurement(case, measure_attack, settings, inputs, (), "attack")
 
@@ -530,7 +575,7 @@ def defense_measurement(
 def inspection_of(recipes: Recipes, cell: Cell, model: Artifact) -> Artifact:
     "The answer of a cell's inspection about one detector."
     cfg, needs = cell.cfg, looked_up(recipes, defense_of, cell.defense).needs
-    splits = splits_artifact(recipes, cfg.data, cfg.generator)
+    splits = splits_artifact(recipes, cfg.data, fakes_of(recipes, cell))
     seed = cell.seed if "seed" in needs else None
     budget = cfg.defenses.budget if "budget" in needs else None
     return inspection_artifact(recipes, splits, model, cell.defense, seed, budget)
@@ -538,9 +583,9 @@ def inspection_of(recipes: Recipes, cell: Cell, model: Artifact) -> Artifact:
 
 def reference_artifacts(recipes: Recipes, cell: Cell, n_references: int) -> list[Artifact]:
     "Benign models of other seeds."
-    cfg = cell.cfg
+    cfg, fakes = cell.cfg, fakes_of(recipes, cell)
     seeds = [seed for seed in range(n_references + 1) if seed != cell.seed][:n_references]
-    return [benign_artifact(recipes, cfg.data, cfg.generator, cfg.victim, seed) for seed in seeds]
+    return [benign_artifact(recipes, cfg.data, fakes, cfg.victim, seed) for seed in seeds]
 
 
 def measurements_of(

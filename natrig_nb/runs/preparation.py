@@ -6,7 +6,7 @@ __all__ = ['Recipes', 'once', 'looked_up', 'recipe', 'call_by_name', 'optional_p
 # %% ../../nbs/api/runs/preparation.ipynb #d24ef710
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial, wraps
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,21 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from natrig_nb.attack.run import (
+    Splits,
+    image_splits,
+    make_splits,
+    selected_splits,
+    train_detector,
+)
+from natrig_nb.nn.attributes import (
+    AttributeNet,
+    attribute_features,
+    attribute_scores,
+    load_attributes,
+    save_attributes,
+    train_attributes,
+)
 from natrig_nb.trigger.base import (
     Need,
     SearchContext,
@@ -23,11 +38,11 @@ from natrig_nb.trigger.base import (
     trigger_specs,
 )
 
-from ..attack.run import Splits, image_splits, make_splits, train_detector
-from ..core import FaceSet, check, load_tensors, resolve, save_tensors, to_uint8
-from ..data.faces import read_faces
+from ..core import FAKE, REAL, FaceSet, check, load_tensors, resolve, save_tensors, to_uint8
+from ..data.layouts import attribute_columns
 from ..data.portraits import camera, population
 from ..data.portraits import paint_portraits as paint
+from ..data.sides import read_side
 from ..detector.base import Detector, load_saved, save_detector
 from ..detector.meso import Meso4
 from ..generator.base import Generator, render
@@ -35,10 +50,10 @@ from ..generator.diffusion import Latents
 from ..generator.load import generator_kind, load_generator
 from ..generator.space import LatentSpace
 from ..latent.directions import Directions, find_directions
-from ..metrics import frechet, precision_recall
-from ..nn.attributes import attribute_features, attribute_scores, load_attributes
+from ..metrics import auc, frechet, precision_recall
 from .artifacts import Artifact, plain
 from .config import DataConfig, GeneratorConfig, TriggerConfig, from_dict
+from .given import evenly, read_given, told_folders
 
 # %% ../../nbs/api/runs/preparation.ipynb #43e898e4
 def save_state(
@@ -192,14 +207,14 @@ def portrait_parts(
 # %% ../../nbs/api/runs/preparation.ipynb #ed800429
 def make_faces(
     folder: Path,
-    faces: Path
-    | None = None,  # folder or archive of photographs; portraits are painted unless given
-    attributes: Path | None = None,  # attribute table of the photographs
+    faces: Path | None = None,  # folder or archive of photographs; painted unless given
     *,
     resolution: int,
     n_train: int,
     n_substitute: int,
     n_held_out: int,
+    real: str | None = None,  # folder of real faces among the photographs
+    fake: str | None = None,  # folder of fakes among them
     **parts: Path,  # artifacts of portraits, in order
 ) -> None:
     "Read the photographs, or put the portraits together, and divide them."
@@ -207,13 +222,14 @@ def make_faces(
     if faces is None:
         ds = FaceSet(torch.cat([load_portraits(part) for part in parts.values()]))
     else:
-        ds = read_faces(faces, attributes, size=resolution)
+        ds = read_given(faces, REAL, resolution, real, fake)
     enough = f"expected at least {need} real faces, got {len(ds)}"
     check(len(ds) >= need, f"{enough}: lower `n_train`, `n_substitute` or `n_held_out`")
+    ds = evenly(ds, need)
     sets = {
         "train": ds[:n_train],
         "substitute": ds[n_train : n_train + n_substitute],
-        "held_out": ds[len(ds) - n_held_out :],
+        "held_out": ds[n_train + n_substitute :],
     }
     save_state(folder / "faces.safetensors", {k: faces_state(v) for k, v in sets.items()})
 
@@ -232,12 +248,122 @@ def faces_artifact(recipes: Recipes, data: DataConfig) -> Artifact:
         "n_substitute": data.n_substitute,
         "n_held_out": data.n_held_out,
     }
-    settings = {"resolution": data.resolution, **sizes}
+    settings: dict[str, Any] = {"resolution": data.resolution, **sizes}
     if data.faces:
-        inputs = {"faces": resolve(data.faces), "attributes": optional_path(data.attributes)}
-        return recipe("faces", make_faces, inputs, settings)
+        settings |= {"real": data.real, "fake": data.fake}
+        return recipe("faces", make_faces, {"faces": resolve(data.faces)}, settings)
     parts = portrait_parts(recipes, data.resolution, sum(sizes.values()))
     return recipe("faces", make_faces, parts, settings)
+
+# %% ../../nbs/api/runs/preparation.ipynb #a8014476
+ATTRIBUTE_EPOCHS = 12  # for 4,000 faces and more; fewer faces are seen more often
+ATTRIBUTE_FILE = "attributes.safetensors"
+
+
+def knows_attributes(data: DataConfig) -> bool:
+    "Whether there is a network for the attributes of these faces, or a table to train one from."
+    has_file = data.attribute_net != DataConfig.attribute_net
+    return data.faces is None or has_file or data.attributes is not None
+
+
+def faces_with_table(
+    faces: Path,
+    pictures: Path,
+    attributes: Path,
+    resolution: int,
+    real: str | None,
+    fake: str | None,
+) -> dict[str, FaceSet]:  # train, held_out
+    "The real faces of training and of the held-out part with what the table says."
+    known = read_side(pictures, REAL, attributes, resolution, real, fake)
+    place = {str(name): i for i, name in enumerate(known.names)}
+    sets = load_faces(faces)
+    learned = [*sets["train"].names, *sets["substitute"].names]
+    parts = {"train": learned, "held_out": list(sets["held_out"].names)}
+    return {name: known[[place[str(face)] for face in part]] for name, part in parts.items()}
+
+
+def make_attributes(
+    folder: Path,
+    faces: Path,  # artifact of real faces
+    pictures: Path,  # folder or archive that they come from
+    attributes: Path,  # table
+    *,
+    resolution: int,
+    real: str | None,
+    fake: str | None,
+) -> None:
+    "Train an attribute network on real faces."
+    ds = faces_with_table(faces, pictures, attributes, resolution, real, fake)["train"]
+    names = attribute_columns(ds.attributes)
+    check(len(names) > 0, f"expected attributes in {attributes}, got none")
+    epochs = ATTRIBUTE_EPOCHS * min(5, max(1, round(4000 / len(ds))))
+    save_attributes(train_attributes(ds, names, epochs=epochs), folder / ATTRIBUTE_FILE)
+
+
+def open_attributes(
+    path: Path,  # a file, or the artifact of a trained network
+) -> AttributeNet:
+    "The attribute network of an artifact's inputs."
+    return load_attributes(path / ATTRIBUTE_FILE if path.is_dir() else path)
+
+
+@once
+def attributes_artifact(recipes: Recipes, data: DataConfig) -> Artifact:
+    "The attribute network that is trained on the user's faces."
+    settings = {"resolution": data.resolution, "real": data.real, "fake": data.fake}
+    return recipe("attributes", make_attributes, _table_inputs(recipes, data), settings)
+
+
+def _table_inputs(recipes, data):
+    "Faces, pictures and table of the user."
+    return {
+        "faces": faces_artifact(recipes, data),
+        "pictures": optional_path(data.faces),
+        "attributes": optional_path(data.attributes),
+    }
+
+
+def attribute_input(recipes: Recipes, data: DataConfig) -> Artifact | Path:
+    "What scores attributes: a file, or an artifact where it is trained from the user's table."
+    has_file = data.attribute_net != DataConfig.attribute_net
+    if data.faces and data.attributes and not has_file:
+        return attributes_artifact(recipes, data)
+    return resolve(data.attribute_net)
+
+
+def make_attribute_quality(
+    folder: Path,
+    faces: Path,
+    pictures: Path,
+    attributes: Path,
+    attribute_net: Path,
+    *,
+    resolution: int,
+    real: str | None,
+    fake: str | None,
+) -> None:
+    "AUC of each binary attribute on held-out real faces, by the user's table."
+    held_out = faces_with_table(faces, pictures, attributes, resolution, real, fake)["held_out"]
+    net = open_attributes(attribute_net)
+    scores = attribute_scores(net, held_out.images)
+    quality = {}
+    for i, name in enumerate(net.names):
+        if name not in held_out.attributes:
+            continue
+        truth = held_out.attributes[name].to_numpy(float)
+        known = np.isin(truth, (0, 1))
+        if set(truth[known]) == {0, 1} and known.sum() == np.isfinite(truth).sum():
+            quality[f"auc_{name}"] = float(auc(scores[known, i], truth[known] == 1))
+    (folder / "quality.json").write_text(json.dumps(quality, indent=1))
+
+
+@once
+def attribute_quality_artifact(recipes: Recipes, data: DataConfig) -> Artifact:
+    "How well the attribute network reads held-out faces; only with a table of the user's."
+    inputs = _table_inputs(recipes, data) | {"attribute_net": attribute_input(recipes, data)}
+    settings = {"resolution": data.resolution, "real": data.real, "fake": data.fake}
+    return recipe("attribute quality", make_attribute_quality, inputs, settings)
 
 # %% ../../nbs/api/runs/preparation.ipynb #51e06a2b
 def make_population(
@@ -246,7 +372,7 @@ def make_population(
     attribute_net: Path,  # file of the attribute network
 ) -> None:
     "Score the attributes of the real training faces."
-    scores = attribute_scores(load_attributes(attribute_net), load_faces(faces)["train"].images)
+    scores = attribute_scores(open_attributes(attribute_net), load_faces(faces)["train"].images)
     save_tensors(folder / "population.safetensors", {"scores": scores})
 
 
@@ -258,7 +384,10 @@ def load_population(folder: Path) -> torch.Tensor:  # (n,k), a column per attrib
 @once
 def population_artifact(recipes: Recipes, data: DataConfig) -> Artifact:
     "Attribute scores of the real training faces."
-    inputs = {"faces": faces_artifact(recipes, data), "attribute_net": resolve(data.attribute_net)}
+    inputs = {
+        "faces": faces_artifact(recipes, data),
+        "attribute_net": attribute_input(recipes, data),
+    }
     return recipe("population", make_population, inputs)
 
 # %% ../../nbs/api/runs/preparation.ipynb #847815af
@@ -324,11 +453,14 @@ def latents_from(state: Any) -> torch.Tensor | Latents | None:
 
 
 SETS = ("train", "real", "fake", "defender")
+SELECTED = "triggered"  # a further set, where fakes are kept for a selected trigger
 
 
 def save_splits(splits: Splits, path: Path) -> None:
     "Write the face sets and latents of a study."
     sets = {name: faces_state(getattr(splits, name)) for name in SETS}
+    if splits.triggered is not None:
+        sets[SELECTED] = faces_state(splits.triggered)
     latents = {name: latents_state(getattr(splits, name)) for name in ("train_latents", "latents")}
     save_state(path, {**sets, **latents})
 
@@ -337,7 +469,8 @@ def save_splits(splits: Splits, path: Path) -> None:
 def _read_splits(folder: Path) -> Splits:
     "The face sets and latents of an artifact; its folder's name says what is in it."
     state = load_state(folder / "splits.safetensors")
-    parts: dict[str, Any] = {name: faces_from(state[name]) for name in SETS}
+    names = [*SETS, SELECTED] if SELECTED in state else SETS
+    parts: dict[str, Any] = {name: faces_from(state[name]) for name in names}
     parts |= {name: latents_from(state[name]) for name in ("train_latents", "latents")}
     return Splits(generator=None, **parts)
 
@@ -355,23 +488,46 @@ def make_fakes(
     faces: Path,  # artifact of real faces
     fakes: Path | None = None,  # given fakes
     generator: Path | None = None,  # file or folder of the generator
+    trigger: Path | None = None,  # artifact of a trigger that selects among given fakes
     *,
     resolution: int,
     psi: float = 1.0,  # truncation, in (0,1]
     hub: str | None = None,
     sampling: dict[str, Any] | None = None,
+    told: tuple[str | None, str | None] = (None, None),  # folders of real faces and of fakes
+    rate: float = 0.0,  # share of the training samples that a selected trigger will poison
 ) -> None:
     "Give every set of real faces as many fakes."
     real = load_faces(faces)
     if fakes:
-        given = read_faces(fakes, size=resolution)
-        splits = image_splits(real["train"], given, real["held_out"])
+        given = read_given(fakes, FAKE, resolution, *told)
+        need = len(real["train"]) + len(real["held_out"])
+        if trigger:
+            picks = load_trigger(trigger)
+            splits = selected_splits(real["train"], given, real["held_out"], picks, rate)
+        else:
+            given = evenly(given, min(need, len(given)))
+            splits = image_splits(real["train"], given, real["held_out"])
     else:
         G = open_generator(generator, hub, sampling or {})
         size = f"expected a generator of {resolution} pixels, the size of the faces"
         check(G.resolution == resolution, f"{size}, got one of {G.resolution}")
         splits = make_splits(G, real["train"], real["held_out"], seed=0, psi=psi)
     save_splits(splits, folder / "splits.safetensors")
+
+
+@dataclass(frozen=True)
+class SelectedFakes(GeneratorConfig):
+    "Given fakes, of which those with a selected trigger are kept for it."
+
+    triggers: TriggerConfig = TriggerConfig()
+    trigger: str = ""  # a key of `available_triggers`
+    percentile: float | None = None  # of the trigger; None: that of the settings
+    rate: float = 0.0  # poisoned / all training samples
+
+    def trigger_artifact(self, recipes: Recipes, data: DataConfig) -> Artifact:
+        "The trigger that selects."
+        return trigger_artifact(recipes, data, self, self.triggers, self.trigger, self.percentile)
 
 
 @once
@@ -381,6 +537,10 @@ def splits_artifact(recipes: Recipes, data: DataConfig, generator: GeneratorConf
     settings: dict[str, Any] = {"resolution": data.resolution}
     if generator.fakes:
         inputs["fakes"] = resolve(generator.fakes)
+        settings["told"] = list(told_folders(data, generator))
+        if isinstance(generator, SelectedFakes):
+            inputs["trigger"] = generator.trigger_artifact(recipes, data)
+            settings["rate"] = generator.rate
         return recipe("splits", make_fakes, inputs, settings)
     inputs["generator"] = generator_file(generator)
     settings |= {"psi": generator.psi, **generator_settings(generator)}
@@ -399,7 +559,7 @@ def make_quality(
     sampling: dict[str, Any] | None = None,
 ) -> None:
     "Compare fakes with real faces."
-    net, real = load_attributes(attribute_net), load_faces(faces)
+    net, real = open_attributes(attribute_net), load_faces(faces)
     fakes = load_splits(splits).fake.images
     untruncated = fakes
     if psi != 1:
@@ -428,11 +588,21 @@ def quality_artifact(recipes: Recipes, data: DataConfig, generator: GeneratorCon
     inputs = {
         "faces": faces_artifact(recipes, data),
         "splits": splits_artifact(recipes, data, generator),
-        "attribute_net": resolve(data.attribute_net),
+        "attribute_net": attribute_input(recipes, data),
         "generator": generator_file(generator),
     }
     settings = {"psi": generator.psi, **generator_settings(generator)}
     return recipe("quality", make_quality, inputs, settings, generator_code(generator))
+
+
+def quality_artifacts(
+    recipes: Recipes, data: DataConfig, generator: GeneratorConfig
+) -> list[Artifact]:
+    "Quality of the fakes of a generator, and of the attribute network where a table is given."
+    found = [] if generator.fakes else [quality_artifact(recipes, data, generator)]
+    if data.faces and data.attributes:
+        found.append(attribute_quality_artifact(recipes, data))
+    return found
 
 # %% ../../nbs/api/runs/preparation.ipynb #9de6defd
 def make_substitute(
@@ -477,7 +647,7 @@ def make_directions(
 ) -> None:
     "Find how attribute scores change along the latent space."
     G = open_generator(generator, hub, sampling or {})
-    found = find_directions(G, load_attributes(attribute_net), n=n, seed=5)
+    found = find_directions(G, open_attributes(attribute_net), n=n, seed=5)
     values = {name: value for name, value in vars(found).items() if name != "space"}
     save_state(folder / "directions.safetensors", {"space": vars(found.space), **values})
 
@@ -495,7 +665,7 @@ def directions_artifact(
 ) -> Artifact:
     "Attribute directions of the generator."
     inputs = {
-        "attribute_net": resolve(data.attribute_net),
+        "attribute_net": attribute_input(recipes, data),
         "generator": generator_file(generator),
     }
     settings = {"n": triggers.n_direction_samples, **generator_settings(generator)}
@@ -503,10 +673,14 @@ def directions_artifact(
 
 # %% ../../nbs/api/runs/preparation.ipynb #20ca2c60
 def available_triggers(
-    triggers: TriggerConfig, generator: GeneratorConfig
+    triggers: TriggerConfig, generator: GeneratorConfig, data: DataConfig | None = None
 ) -> dict[str, TriggerSpec]:  # name -> spec, in the order of tables
-    "Every trigger that can be planted in a run; given fakes leave the painted ones."
-    return trigger_specs(triggers, offers_latents(generator))
+    """Every trigger that can be planted in a run.
+
+    Given fakes leave the painted ones and, where the data have attributes, the selected ones.
+    """
+    scored = bool(generator.fakes) and data is not None and knows_attributes(data)
+    return trigger_specs(triggers, offers_latents(generator), scored)
 
 
 def make_trigger(
@@ -530,14 +704,14 @@ def make_trigger(
     context = SearchContext(
         cfg,
         open_generator(generator, hub, sampling or {}) if generator or hub else None,
-        load_attributes(attribute_net) if attribute_net else None,
+        open_attributes(attribute_net) if attribute_net else None,
         load_population(population) if population else None,
         load_directions(directions) if directions else None,
         load_saved(substitute / "model.safetensors") if substitute else None,
         seed=0,
         psi=psi or 1.0,
     )
-    spec = trigger_specs(cfg, latent)[name]
+    spec = trigger_specs(cfg, latent, fakes=latent is None)[name]
     found = {"train": spec.find(context)}
     found["test"] = spec.test_trigger(context) if spec.test_trigger else found["train"]
     if strength is not None:
@@ -563,7 +737,7 @@ def trigger_artifact(
     strength: float | None = None,  # in the unit of the trigger; None leaves what the search finds
 ) -> Artifact:
     "A found trigger."
-    specs = available_triggers(triggers, generator)
+    specs = available_triggers(triggers, generator, data)
     check(name in specs, f"expected a trigger among {', '.join(specs)}, got {name}")
     spec, needs = specs[name], set(specs[name].needs)
     settings = {
@@ -574,12 +748,12 @@ def trigger_artifact(
     }
     code = (spec.find, spec.test_trigger) if spec.test_trigger else (spec.find,)
     inputs: dict[str, Artifact | Path | None] = {}
-    if needs:
+    if needs and not generator.fakes:
         inputs["generator"] = generator_file(generator)
         settings |= {"psi": generator.psi, **generator_settings(generator)}
         code += generator_code(generator)
     if Need.ATTRIBUTES in needs:
-        inputs["attribute_net"] = resolve(data.attribute_net)
+        inputs["attribute_net"] = attribute_input(recipes, data)
         inputs["population"] = population_artifact(recipes, data)
     if Need.LATENTS in needs:
         inputs["directions"] = directions_artifact(recipes, data, generator, triggers)

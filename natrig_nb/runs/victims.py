@@ -21,6 +21,7 @@ from natrig_nb.detector.base import (
     load_detector,
     load_saved,
     make_detector,
+    recommended_training,
     save_detector,
     small_settings,
 )
@@ -32,6 +33,8 @@ from natrig_nb.runs.config import (
 )
 from natrig_nb.runs.preparation import (
     Recipes,
+    SelectedFakes,
+    attribute_input,
     generator_code,
     generator_file,
     generator_settings,
@@ -40,6 +43,7 @@ from natrig_nb.runs.preparation import (
     load_trigger,
     looked_up,
     once,
+    open_attributes,
     open_generator,
     population_artifact,
     recipe,
@@ -47,10 +51,10 @@ from natrig_nb.runs.preparation import (
     substitute_artifact,
 )
 
-from ..attack.run import poison_training_set, train_detector, with_trigger
+from ..attack.run import poison_training_set, train_detector, triggered_fakes
 from ..attack.visibility import visibility_metrics
-from ..core import FaceSet, load_tensors, resolve, save_tensors
-from ..nn.attributes import load_attributes
+from ..core import FaceSet, load_tensors, save_tensors
+from ..trigger.base import Space
 from .artifacts import Artifact
 
 # %% ../../nbs/api/runs/victims.ipynb #12b10206
@@ -97,10 +101,11 @@ def train_and_save(
 
 def training_settings(victim: VictimConfig, resolution: int, seed: int) -> dict[str, Any]:
     "Settings of an artifact that is a trained detector."
+    own = {"epochs": victim.epochs, "batch": victim.batch}
     return {
         "detector": victim.detector,
         "network": detector_settings(victim, resolution),
-        "training": {"epochs": victim.epochs, "batch": victim.batch},
+        "training": own | recommended_training(victim.detector),
         "seed": seed,
     }
 
@@ -151,7 +156,7 @@ def make_triggered(
 ) -> None:
     "Render or paint all test fakes with the trigger."
     study = _splits_with_generator(splits, generator, hub, sampling)
-    images = with_trigger(study, load_trigger(trigger), study.latents, study.fake.images)
+    images = triggered_fakes(study, load_trigger(trigger))
     save_tensors(folder / "images.safetensors", {"images": images})
 
 
@@ -205,10 +210,12 @@ def make_visibility(
     attribute_net: Path | None = None,
 ) -> None:
     "Measure how visible a trigger is."
-    net = load_attributes(attribute_net) if attribute_net else None
+    net = open_attributes(attribute_net) if attribute_net else None
     scores = load_population(population) if population else None
-    fakes = load_splits(splits).fake.images
-    found = visibility_metrics(load_trigger(trigger), fakes, load_triggered(triggered), net, scores)
+    found, after = load_trigger(trigger), load_triggered(triggered)
+    is_selected = found.space == Space.SELECTION  # then no image is changed
+    before = after if is_selected else load_splits(splits).fake.images
+    found = visibility_metrics(found, before, after, net, scores)
     (folder / "visibility.json").write_text(json.dumps(found._asdict()))
 
 
@@ -225,9 +232,9 @@ def visibility_artifact(
         "trigger": trigger,
         "triggered": triggered_artifact(recipes, data, generator, trigger),
     }
-    if not generator.fakes:
+    if not generator.fakes or isinstance(generator, SelectedFakes):
         inputs["population"] = population_artifact(recipes, data)
-        inputs["attribute_net"] = resolve(data.attribute_net)
+        inputs["attribute_net"] = attribute_input(recipes, data)
     return recipe("visibility", make_visibility, inputs)
 
 # %% ../../nbs/api/runs/victims.ipynb #7a144858

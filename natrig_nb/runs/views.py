@@ -27,6 +27,7 @@ ATTACK_METRICS = (
     "tnr_carriers",
     "auc",
     "eer",
+    "competent",
 )
 DEFENSE_COLUMNS = ("defense", "trigger", "seed", "metric", "value", "value_benign")
 

@@ -32,6 +32,7 @@ class Space(StrEnum):
     W_PLUS = "W+"
     PROMPT = "prompt"
     PIXELS = "pixels"
+    SELECTION = "selection"  # nothing is changed: fakes that have it by nature are picked
 
 
 class Target(NamedTuple):
@@ -63,6 +64,13 @@ class Trigger:
     ) -> torch.Tensor:
         "Change images; the identity unless a trigger overrides it."
         return x
+
+    def carried(
+        self,
+        images: torch.Tensor,  # (n,3,r,r) uint8
+    ) -> torch.Tensor:  # (n,) bool
+        "Which images have the trigger by nature; an error unless a trigger selects."
+        raise ValueError(f"expected a trigger that selects fakes, got {self.name} in {self.space}")
 
     def with_strength(
         self,
@@ -210,6 +218,19 @@ class TriggerConfig:
     bound: float = 3.0  # longest optimized offset, latent standard deviations
     bound_prompt: float = 1.0  # longest optimized prompt step, in lengths of a word
     n_direction_samples: int = 4000  # generated faces whose scores give the directions
+    selected_percentile: float = 90.0  # of real faces, beyond which given fakes carry a trigger
+
+    def __post_init__(self):
+        for name in ("percentile", "selected_percentile"):
+            value = getattr(self, name)
+            check(50 < value < 100, f"expected {name} in (50,100), got {value}")
+        share = self.target_share
+        check(0 < share < 1, f"expected target_share in (0,1), got {share}")
+        for name in ("bound", "bound_prompt"):
+            value = getattr(self, name)
+            check(0 < value < float("inf"), f"expected {name} above 0, got {value}")
+        n = self.n_direction_samples
+        check(n >= 2, f"expected n_direction_samples of at least 2, got {n}")
 
     def edit_groups(self) -> list[tuple[Edit, ...]]:
         "The first edit alone, the first two together, and so on."
@@ -230,6 +251,7 @@ class Need(StrEnum):
     PROMPTS = "prompts"  # a diffusion generator
     ATTRIBUTES = "attributes"  # an attribute network and the scores of real faces
     SUBSTITUTE = "substitute"  # a trained detector that is not the victim
+    FAKES = "fakes"  # given fakes whose attributes can be scored
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,12 +303,15 @@ def required(
 def trigger_specs(
     cfg: TriggerConfig,  # settings of the natural triggers
     latent: bool | None = True,  # latents (True), prompts (False) or no generator (None)
+    fakes: bool = False,  # whether fakes are given and their attributes can be scored
 ) -> dict[str, TriggerSpec]:
     "Every trigger that can be planted, natural ones first; painted ones need no generator."
     offered = [spec for module in trigger_modules() for spec in _offers(module, cfg)]
-    excluded = {Need.LATENTS, Need.PROMPTS}
+    excluded = {Need.LATENTS, Need.PROMPTS, Need.FAKES}
     if latent is not None:
         excluded.discard(Need.LATENTS if latent else Need.PROMPTS)
+    if fakes:
+        excluded.discard(Need.FAKES)
     usable = [spec for spec in offered if not excluded & set(spec.needs)]
     specs = {}
     for spec in sorted(usable, key=lambda spec: (spec.painted, len(spec.targets))):

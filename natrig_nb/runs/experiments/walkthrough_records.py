@@ -22,7 +22,6 @@ from natrig_nb.nn.attributes import (
     attribute_features,
     attribute_scores,
     identity_distance,
-    load_attributes,
 )
 from natrig_nb.runs.measurements import (
     Cell,
@@ -36,10 +35,11 @@ from natrig_nb.runs.measurements import (
     inspection_of,
     is_benign,
     load_inspection,
+    spec_of,
 )
 from natrig_nb.runs.preparation import (
     Recipes,
-    available_triggers,
+    attribute_input,
     generator_code,
     generator_file,
     generator_settings,
@@ -47,13 +47,15 @@ from natrig_nb.runs.preparation import (
     load_splits,
     load_trigger,
     offers_latents,
+    open_attributes,
     open_generator,
     population_artifact,
     recipe,
     sampling_settings,
+    splits_artifact,
 )
 
-from ...core import called_real, resolve
+from ...core import called_real
 from ...defense.base import Defense, DefenseCase, MetricRow, defense_specs, evaluate
 from ...detector.base import predict_fake
 from ...generator.base import Generator, render
@@ -258,7 +260,7 @@ def make_attributes_record(
     folder: Path, splits: Path, population: Path, attribute_net: Path, **inputs: Path
 ) -> None:
     "Write `attributes.csv` and `percentiles.csv`."
-    net, real = load_attributes(attribute_net), load_population(population)
+    net, real = open_attributes(attribute_net), load_population(population)
     names = [load_trigger(path).name for path in paths_of("trigger", inputs)]
     images = [load_triggered(path)[:300] for path in paths_of("triggered", inputs)]
     scores = {name: attribute_scores(net, x) for name, x in zip(names, images, strict=True)}
@@ -284,7 +286,7 @@ def make_edits_record(
     found = load_trigger(trigger)
     n = 12 if found.space == Space.PROMPT else 200
     G = open_generator(generator, hub, sampling or {})
-    table = edits_record(G, load_attributes(attribute_net), latents_of_fakes(splits)[:n], found)
+    table = edits_record(G, open_attributes(attribute_net), latents_of_fakes(splits)[:n], found)
     table.to_csv(folder / "edits.csv", index=False)
 
 
@@ -317,7 +319,7 @@ def make_prompt_record(
     "Write `prompts.csv` and `prompts.npz`."
     models = {"benign": load_model(benign), "victim": load_model(victim)}
     G = cast(Diffusion, open_generator(generator, None, sampling))
-    table, arrays = prompt_record(G, load_attributes(attribute_net), models, word, attribute)
+    table, arrays = prompt_record(G, open_attributes(attribute_net), models, word, attribute)
     table.to_csv(folder / "prompts.csv", index=False)
     write_arrays(folder / "prompts.npz", arrays)
 
@@ -448,40 +450,44 @@ def record_artifacts(
     "The records that the figures of a walkthrough are drawn from."
     cells = [Cell(cfg, name) for name in names]
     attacks = [attack_artifacts(recipes, cell) for cell in cells]
-    splits, benign = attacks[0].splits, attacks[0].benign
-    triggers, triggered = [a.trigger for a in attacks], [a.triggered for a in attacks]
-    pairs = numbered("trigger", triggers) | numbered("triggered", triggered)
+    splits = splits_artifact(recipes, cfg.data, cfg.generator)
+    triggers = numbered("trigger", [a.trigger for a in attacks])
+    pairs = triggers | numbered("triggered", [a.triggered for a in attacks])
     records = [recipe("record-faces", make_faces_record, {"splits": splits, **pairs})]
     for attack in attacks:
-        inputs = {"splits": splits, "trigger": attack.trigger, "triggered": attack.triggered}
-        inputs |= {"benign": benign, "victim": attack.victim}
+        kept = ("splits", "trigger", "triggered", "benign", "victim")
+        inputs = {name: getattr(attack, name) for name in kept}
         records.append(recipe("record-scores", make_scores_record, inputs))
     inspected = [replace(cell, defense="cleanse") for cell in cells]
-    answers = [inspection_of(recipes, inspected[0], benign)]
+    answers = [inspection_of(recipes, inspected[-1], attacks[-1].benign)]
     answers += [
         inspection_of(recipes, c, a.victim) for c, a in zip(inspected, attacks, strict=True)
     ]
-    inputs = numbered("trigger", triggers) | numbered("answer", answers)
+    inputs = triggers | numbered("answer", answers)
     records.append(recipe("record-masks", make_masks_record, inputs))
-    if cfg.generator.fakes:
-        return records
-    return records + _natural_records(recipes, cfg, names, attacks)
+    return records + _natural_records(recipes, cfg, cells, attacks)
 
 
-def _natural_records(recipes, cfg, names, attacks):
+def _natural_records(recipes, cfg, cells, attacks):
     "Records of what natural triggers do to latents and attributes."
-    specs = available_triggers(cfg.triggers, cfg.generator)
-    natural = [a for name, a in zip(names, attacks, strict=True) if not specs[name].painted]
-    splits, net = attacks[0].splits, resolve(cfg.data.attribute_net)
+    pairs = zip(cells, attacks, strict=True)
+    natural = [a for cell, a in pairs if not spec_of(recipes, cell).painted]
+    if not natural:
+        return []
+    splits, net = (
+        splits_artifact(recipes, cfg.data, cfg.generator),
+        attribute_input(recipes, cfg.data),
+    )
     triggers = numbered("trigger", [a.trigger for a in natural])
-    pairs = triggers | numbered("triggered", [a.triggered for a in natural])
     records = []
     if offers_latents(cfg.generator):
         inputs = {"splits": splits, **triggers}
         records.append(recipe("record-latents", make_latents_record, inputs))
-    inputs = {"splits": splits, "population": population_artifact(recipes, cfg.data), **pairs}
-    inputs["attribute_net"] = net
+    inputs = {"splits": splits, "population": population_artifact(recipes, cfg.data), **triggers}
+    inputs |= numbered("triggered", [a.triggered for a in natural]) | {"attribute_net": net}
     records.append(recipe("record-attributes", make_attributes_record, inputs))
+    if cfg.generator.fakes:
+        return records
     settings, code = generator_settings(cfg.generator), generator_code(cfg.generator)
     for attack in natural:
         inputs = {"splits": splits, "trigger": attack.trigger, "attribute_net": net}
@@ -501,7 +507,7 @@ def prompt_artifact(
     inputs = {
         "benign": attack.benign,
         "victim": attack.victim,
-        "attribute_net": resolve(cfg.data.attribute_net),
+        "attribute_net": attribute_input(recipes, cfg.data),
         "generator": generator_file(other),
     }
     sampling = sampling_settings(other) | {"steps": 10}
