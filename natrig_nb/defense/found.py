@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, special, stats
 
 from ..core import check
 from ..generator.space import LatentSpace
@@ -100,6 +100,36 @@ def logit_variance(
     n = np.asarray(n, dtype=float)
     return (n + 1) * (n + 2) / (n * (passed + 1) * (n - passed + 1))
 
+# %% ../../nbs/api/defense/found.ipynb #73e76614
+class SharedVariance(NamedTuple):
+    "Variances of many points, each drawn towards what they have in common."
+
+    values: np.ndarray  # (p,)
+    freedom: float  # degrees of freedom of each
+
+
+def _inverse_trigamma(value):
+    "The argument at which the trigamma function has this value above 0."
+    return float(optimize.brentq(lambda x: special.polygamma(1, x) - value, 1e-6, 1e9))
+
+
+def share_variance(
+    own: ArrayLike,  # (p,) variance of the references at each point, above 0
+    freedom: int,  # degrees of freedom of each of them
+    most: float,  # largest weight of what they have in common, in degrees of freedom
+) -> SharedVariance:
+    "Empirical Bayes estimate of many variances (Smyth 2004)."
+    own = np.asarray(own, dtype=float)
+    if len(own) < 3:
+        return SharedVariance(own, freedom)
+    half = freedom / 2
+    logs = np.log(own) - special.digamma(half) + np.log(half)
+    scatter = logs.var(ddof=1) - special.polygamma(1, half)
+    prior = min(most, 2 * _inverse_trigamma(scatter)) if scatter > 1e-6 else most
+    common = np.exp(logs.mean() + special.digamma(prior / 2) - np.log(prior / 2))
+    values = (prior * common + freedom * own) / (prior + freedom)
+    return SharedVariance(values, freedom + prior)
+
 # %% ../../nbs/api/defense/found.ipynb #2fec1a0f
 class PointTests(NamedTuple):
     "A comparison with references at every point."
@@ -115,7 +145,7 @@ def compare_counts(
     n: ArrayLike,  # images, one number or one per point
     n_groups: int,  # independent groups of points, e.g. attributes
     counted: ArrayLike | None = None,  # (p,) bool, points that count; all unless given
-    n_tests: int | None = None,  # points that might have been tried; those that count unless given
+    multiplicity: ArrayLike | None = None,  # (p,) factor of each p-value; Holm's unless given
 ) -> PointTests:
     "One-sided test per point that more pass the suspect than a further benign detector."
     theirs = np.asarray(reference_counts)
@@ -128,31 +158,32 @@ def compare_counts(
         ours.shape == theirs.shape[1:],
         f"expected {theirs.shape[1]} counts, one per point, got {ours.shape}",
     )
-    counts_here = np.ones(len(ours), bool) if counted is None else np.asarray(counted, bool)
+    here = np.ones(len(ours), bool) if counted is None else np.asarray(counted, bool)
     logits = smoothed_logit(theirs, n)
     k = len(logits)
-    own_variance = logits.var(0, ddof=1)
-    pooled = own_variance[counts_here].mean() if counts_here.any() else 0.0
-    sampling = logit_variance(theirs.mean(0), n)
-    variance = np.maximum.reduce([own_variance, np.full_like(own_variance, pooled), sampling])
+    sampling = np.broadcast_to(logit_variance(theirs.mean(0), n), ours.shape)
+    variance = np.maximum(logits.var(0, ddof=1), sampling)
+    shared = share_variance(variance[here], k - 1, (k - 1) * max(n_groups, 1))
+    variance[here] = np.maximum(shared.values, sampling[here])
     error = np.sqrt(variance * (1 + 1 / k))
     t = (smoothed_logit(ours, n) - logits.mean(0)) / error
-    freedom = (k - 1) * max(n_groups, 1)
     p_values = np.ones(len(t))
-    p_values[counts_here] = holm(stats.t.sf(t[counts_here], freedom), n_tests)
-    upper_logit = logits.mean(0) + stats.t.ppf(0.95, freedom) * error
+    p_values[here] = stats.t.sf(t[here], shared.freedom)
+    if multiplicity is None:
+        p_values[here] = holm(p_values[here])
+    else:
+        p_values[here] = (p_values * np.asarray(multiplicity))[here].clip(max=1)
+    upper_logit = logits.mean(0) + stats.t.ppf(0.95, shared.freedom) * error
     return PointTests(t, p_values, 1 / (1 + np.exp(-upper_logit)))
 
 
 def holm(
     p_values: ArrayLike,  # (m,) of m tests
-    n_tests: int | None = None,  # m and further tests, whose p-values are taken as 1
 ) -> np.ndarray:  # (m,) corrected
     "P-values corrected for the number of tests (Holm 1979)."
     p = np.asarray(p_values, dtype=float)
     order = p.argsort()
-    total = len(p) if n_tests is None else max(n_tests, len(p))
-    factors = total - np.arange(len(p))
+    factors = len(p) - np.arange(len(p))
     corrected = np.empty_like(p)
     corrected[order] = np.maximum.accumulate(factors * p[order]).clip(max=1)
     return corrected

@@ -42,7 +42,7 @@ class SweepPoint(NamedTuple):
         return point_name(self.targets, self.strengths)
 
 
-STRENGTHS = (1.0, 2.0, 3.0, 4.0, 5.0)  # latent standard deviations
+STRENGTHS = (2.0, 3.0, 4.0, 5.0)  # latent standard deviations
 
 
 def single_points(
@@ -60,14 +60,15 @@ def single_points(
 
 def pair_points(
     targets: Sequence[Target],  # single attributes with their signs
-    strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
+    strengths: Sequence[float] = STRENGTHS[-2:],  # of both together, latent standard deviations
 ) -> list[SweepPoint]:  # pairs x strengths
-    "Every two different attributes together, each at the same strength."
+    "Every two different attributes together, as long a step as each single one."
     points = []
     for pair in combinations(targets, 2):
         if pair[0].attribute == pair[1].attribute:
             continue
-        points += [SweepPoint(pair, (strength, strength)) for strength in strengths]
+        each = [strength / np.sqrt(2) for strength in strengths]
+        points += [SweepPoint(pair, (strength, strength)) for strength in each]
     return points
 
 # %% ../../nbs/api/defense/sweep.ipynb #512cf954
@@ -79,14 +80,14 @@ class Support:
     features: torch.Tensor  # (m,d) of known faces
     radii: torch.Tensor  # (m,) distance of each to its k-th neighbor
 
-    def share_inside(
+    def margin(
         self,
         images: torch.Tensor,  # (n,3,r,r) uint8
     ) -> float:
-        "Share of images inside the ball of a known face."
-        distances = torch.cdist(attribute_features(self.net, images), self.features)
-        inside = (distances <= self.radii).any(1)
-        return float(inside.double().mean())
+        "How far inside the images lie: mean logarithm of radius over distance; 0 on the border."
+        features = attribute_features(self.net, images)
+        ratio = (self.radii / torch.cdist(features, self.features).clamp(min=1e-6)).amax(1)
+        return float(ratio.log().mean())
 
 
 def measure_support(
@@ -111,7 +112,7 @@ class SweepFaces:
     support: Support
     step_of: Callable[[SweepPoint], torch.Tensor] | None = None  # -> (d,) in whitened W
     _images: dict[SweepPoint, torch.Tensor] = field(default_factory=dict)
-    _inside: dict[SweepPoint, float] = field(default_factory=dict)
+    _margins: dict[SweepPoint, float] = field(default_factory=dict)
 
     def images(self, point: SweepPoint) -> torch.Tensor:
         "The fakes (n,3,r,r) uint8 at a point."
@@ -119,18 +120,23 @@ class SweepFaces:
             self._images[point] = self.render_point(point)
         return self._images[point]
 
-    def share_inside(self, point: SweepPoint) -> float:
-        "Share of the fakes at a point that lie inside the support."
-        if point not in self._inside:
-            self._inside[point] = self.support.share_inside(self.images(point))
-        return self._inside[point]
+    def margin(self, point: SweepPoint) -> float:
+        "How far inside the support the fakes at a point lie; below 0: outside."
+        if point not in self._margins:
+            self._margins[point] = self.support.margin(self.images(point))
+        return self._margins[point]
+
+    def keep(self, point: SweepPoint, images: torch.Tensor, margin: float) -> None:
+        "Take fakes that were rendered before."
+        self._images[point] = images
+        self._margins[point] = margin
 
 
 def latent_faces(
     generator: Generator,  # with latents in W
     directions: Directions,  # of this generator
     support: Support,
-    n: int = 64,  # fakes at each point
+    n: int = 32,  # fakes at each point
     psi: float = 0.5,  # their truncation before the edit, in (0,1]
     seed: int = 0,  # of their latents
 ) -> SweepFaces:
@@ -150,35 +156,102 @@ def latent_faces(
     return SweepFaces(directions.names, render_point, support, step_of)
 
 
+N_KNOWN = 1200  # fakes whose neighborhoods make up the support, beside the real faces
+
+
+def known_support(
+    generator: Generator,  # with latents in W
+    attribute_net: AttributeNet,  # its features are the space
+    clean: FaceSet,  # the real ones among these faces are known, too
+    psi: float = 0.5,  # truncation of half of the known fakes; the others are not truncated
+    seed: int = 0,  # of their latents
+    n: int = N_KNOWN,  # known fakes
+) -> Support:
+    "The support of a generator's fakes and a defender's real faces."
+    psis = (1.0, psi)
+    plain = [render(generator, generator.sample(n // 2, seed + 1 + i, psis[i])) for i in range(2)]
+    real = clean.images[clean.labels == REAL]
+    return measure_support(attribute_net, torch.cat([*plain, real]))
+
+
 @lru_cache(maxsize=2)
 def shared_faces(
     generator: Generator,  # with latents in W
     directions: Directions,  # of this generator
     attribute_net: AttributeNet,  # its features are the space of the support
     clean: FaceSet,  # its real faces belong to the support
-    n: int = 64,  # fakes at each point
+    n: int = 32,  # fakes at each point
     psi: float = 0.5,  # their truncation before the edit, in (0,1]
     seed: int = 0,  # of the latents
 ) -> SweepFaces:  # the same object for the same arguments
     "Faces for a whole audit: the same ones for the suspect and for every reference."
-    psis = (1.0, psi)
-    plain = [render(generator, generator.sample(600, seed + 1 + i, psis[i])) for i in range(2)]
-    real = clean.images[clean.labels == REAL]
-    support = measure_support(attribute_net, torch.cat([*plain, real]))
+    support = known_support(generator, attribute_net, clean, psi, seed)
     return latent_faces(generator, directions, support, n, psi, seed)
 
 # %% ../../nbs/api/defense/sweep.ipynb #bae52c06
-def pass_counts(
+class PointScores(NamedTuple):
+    "What one detector says about the fakes of each point."
+
+    passed: np.ndarray  # (p,) int, fakes that it calls real
+    mean_real: np.ndarray  # (p,) mean probability of real, in [0,1]
+
+
+def score_points(
     model: nn.Module,  # a detector
     faces: SweepFaces,
     points: Sequence[SweepPoint],
-) -> np.ndarray:  # (p,) int
-    "How many fakes the detector calls real at each point."
-    counts = [int(called_real(predict_fake(model, faces.images(p))).sum()) for p in points]
-    return np.array(counts)
+) -> PointScores:
+    "Ask one detector about every point."
+    passed, mean_real = [], []
+    for point in points:
+        p_fake = predict_fake(model, faces.images(point))
+        passed.append(int(called_real(p_fake).sum()))
+        mean_real.append(float(1 - p_fake.mean()))
+    return PointScores(np.array(passed), np.array(mean_real))
 
 
-MIN_SUPPORT = 0.5  # share of the faces of a point inside the support, for the point to count
+class SweepCounts(NamedTuple):
+    "All that a sweep measures; everything else is computed from it."
+
+    points: tuple[SweepPoint, ...]  # (p,)
+    n: int  # fakes at each point
+    margins: np.ndarray  # (p,) how far inside the support they lie
+    suspect: PointScores
+    references: tuple[PointScores, ...]  # of the benign detectors
+
+    def joined(self, other: "SweepCounts") -> "SweepCounts":
+        "These points and further ones of the same detectors."
+
+        def both(first: PointScores, second: PointScores) -> PointScores:
+            return PointScores(*(np.concatenate(pair) for pair in zip(first, second, strict=True)))
+
+        pairs = zip(self.references, other.references, strict=True)
+        return SweepCounts(
+            (*self.points, *other.points),
+            self.n,
+            np.concatenate([self.margins, other.margins]),
+            both(self.suspect, other.suspect),
+            tuple(both(first, second) for first, second in pairs),
+        )
+
+
+def count_points(
+    model: nn.Module,  # the suspect
+    references: Sequence[nn.Module],  # at least 2 benign detectors
+    faces: SweepFaces,
+    points: Sequence[SweepPoint],  # at least one
+) -> SweepCounts:
+    "Ask suspect and references about every point."
+    return SweepCounts(
+        tuple(points),
+        len(faces.images(points[0])),
+        np.array([faces.margin(point) for point in points]),
+        score_points(model, faces, points),
+        tuple(score_points(reference, faces, points) for reference in references),
+    )
+
+# %% ../../nbs/api/defense/sweep.ipynb #1d7d0036
+MIN_MARGIN = 0.0  # of a point that counts
 
 
 def _attributes_at(point):
@@ -186,56 +259,135 @@ def _attributes_at(point):
     return tuple(target.attribute for target in point.targets)
 
 
+def _multiplicities(counts, counted, names):
+    "Tests that share the error probability with each point."
+    is_pair = np.array([len(point.targets) > 1 for point in counts.points])
+    n_strengths = len({point.strengths for point in counts.points if len(point.targets) > 1})
+    n_pairs = 2 * len(names) * (len(names) - 1) * n_strengths
+    families = 2 if is_pair.any() else 1
+    return families * np.where(is_pair, n_pairs, max(1, (counted & ~is_pair).sum()))
+
+
 def sweep_curves(
-    model: nn.Module,  # the suspect
-    references: Sequence[nn.Module],  # at least 2 benign detectors
-    faces: SweepFaces,
-    points: Sequence[SweepPoint],
-    n_tests: int | None = None,  # points that might have been tried; those that count unless given
+    counts: SweepCounts,
+    min_margin: float = MIN_MARGIN,  # how far inside the support a point that counts lies
 ) -> pd.DataFrame:  # one row per point
     "Pass rates at every point with their comparison."
-    n = len(faces.images(points[0]))
-    inside = np.array([faces.share_inside(point) for point in points])
-    counted = inside >= MIN_SUPPORT
-    ours = pass_counts(model, faces, points)
-    theirs = np.stack([pass_counts(reference, faces, points) for reference in references])
-    n_groups = len({_attributes_at(point) for point in points})
-    tests = compare_counts(ours, theirs, n, n_groups, counted, n_tests)
-    return pd.DataFrame(
+    counted = counts.margins >= min_margin
+    names = {target.attribute for point in counts.points for target in point.targets}
+    theirs = np.stack([reference.passed for reference in counts.references])
+    n_groups = len({_attributes_at(point) for point in counts.points})
+    multiplicity = _multiplicities(counts, counted, names)
+    tests = compare_counts(counts.suspect.passed, theirs, counts.n, n_groups, counted, multiplicity)
+    highest = np.max([reference.mean_real for reference in counts.references], axis=0)
+    table = pd.DataFrame(
         {
-            "point": list(points),
-            "name": [point.name for point in points],
-            "inside": inside,
+            "point": list(counts.points),
+            "name": [point.name for point in counts.points],
+            "margin": counts.margins,
             "counted": counted,
-            "pass_rate": ours / n,
-            "pass_rate_references": theirs.mean(0) / n,
+            "pass_rate": counts.suspect.passed / counts.n,
+            "pass_rate_references": theirs.mean(0) / counts.n,
+            "excess": (counts.suspect.passed - theirs.max(0)) / counts.n,
+            "shift": counts.suspect.mean_real - highest,
             "upper": tests.upper,
             "t": tests.t,
             "p_value": tests.p_values,
         }
     )
+    return table.assign(needed=_needed(table))
+
+
+BEATS_SINGLES = 0.1  # how much more must pass with two attributes than with either alone
+
+
+def _needed(table):
+    "Whether each point passes more than its attributes alone; true for single attributes."
+    best = {}
+    for row in table.itertuples():
+        if len(row.point.targets) == 1:
+            target = row.point.targets[0]
+            best[target] = max(best.get(target, -1.0), row.excess)
+    needed = []
+    for row in table.itertuples():
+        alone = [best.get(target, -1.0) for target in row.point.targets]
+        is_single = len(alone) == 1
+        needed.append(is_single or row.excess > max(alone) + BEATS_SINGLES)
+    return needed
 
 
 def strongest_targets(
     curves: pd.DataFrame,  # of single attributes
     n: int,  # at most
 ) -> list[Target]:
-    "Attributes with their signs by the largest t of a point that counts."
-    counted = curves.loc[curves["counted"]].sort_values("t", ascending=False)
+    "Attributes with their signs, those first that pass the suspect alone; then by probability."
+    counted = curves.loc[curves["counted"]].sort_values(["excess", "shift"], ascending=False)
     targets = [point.targets[0] for point in counted.point]
     return list(dict.fromkeys(targets))[:n]
 
-# %% ../../nbs/api/defense/sweep.ipynb #1d7d0036
-LEVEL = 0.05  # probability of a false alarm over all points
+# %% ../../nbs/api/defense/sweep.ipynb #6b7b51b9
+LEVEL = 0.05  # probability of a false alarm over all points, as far as the model of the test holds
+MIN_EXCESS = 0.25  # pass rate beyond the largest reference, for a trigger to be found
 
 
 class SweepResult(NamedTuple):
-    "What a sweep found, the strongest first."
+    "What a sweep found, the largest excess first."
 
-    found: tuple[
-        FoundTrigger, ...
-    ]  # one per attribute or pair of attributes, p-value below `LEVEL`
+    found: tuple[FoundTrigger, ...]  # at most one per attribute or pair
     curves: pd.DataFrame  # of all points, singles and pairs
+    counts: SweepCounts
+
+    @property
+    def statistic(self) -> float:
+        "Largest excess over the largest reference, in [-1,1], over points that count."
+        usable = self.curves[self.curves.counted & self.curves.needed]
+        return float(usable.excess.max()) if len(usable) else -1.0
+
+
+def sweep_counts(
+    model: nn.Module,  # the suspect
+    references: Sequence[nn.Module],  # at least 2 benign detectors
+    faces: SweepFaces,
+    strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
+    n_paired: int = 4,  # strongest single attributes that are paired; below 2: no pairs
+) -> SweepCounts:
+    "Ask about single attributes, then about pairs of the strongest."
+    counts = count_points(model, references, faces, single_points(faces.names, strengths))
+    chosen = strongest_targets(sweep_curves(counts), n_paired)
+    paired = pair_points(chosen, strengths[-2:])
+    return counts.joined(count_points(model, references, faces, paired)) if paired else counts
+
+
+def sweep_result(
+    counts: SweepCounts,  # of `sweep_counts`
+    min_margin: float = MIN_MARGIN,  # how far inside the support a point that counts lies
+    min_excess: float = MIN_EXCESS,  # smallest excess of a found trigger, in [0,1]
+    step_of: Callable[[SweepPoint], torch.Tensor] | None = None,  # -> (d,) in whitened W
+) -> SweepResult:
+    "What the counts say."
+    curves = sweep_curves(counts, min_margin)
+    is_found = (
+        curves.counted & curves.needed & (curves.excess >= min_excess) & (curves.p_value < LEVEL)
+    )
+    ordered = curves[is_found].sort_values(["excess", "t"], ascending=False)
+    best = {}
+    for row in ordered.itertuples():
+        best.setdefault(row.point.targets, row)
+    found = tuple(_trigger_of(row, step_of) for row in best.values())
+    return SweepResult(found, curves, counts)
+
+
+def _trigger_of(row, step_of):
+    "The found trigger of one row."
+    return FoundTrigger(
+        targets=row.point.targets,
+        strengths=row.point.strengths,
+        pass_rate=row.pass_rate,
+        pass_rate_references=row.pass_rate_references,
+        p_value=row.p_value,
+        method="sweep",
+        step=step_of(row.point) if step_of else None,
+    )
 
 
 def sweep_model(
@@ -245,41 +397,9 @@ def sweep_model(
     strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
     n_paired: int = 4,  # strongest single attributes that are paired; below 2: no pairs
 ) -> SweepResult:
-    "Sweep single attributes, then pairs of the strongest."
-    singles = sweep_curves(model, references, faces, single_points(faces.names, strengths))
-    families = [singles]
-    paired = pair_points(strongest_targets(singles, n_paired), strengths)
-    if paired:
-        every_target = [Target(name, sign) for name in faces.names for sign in (1, -1)]
-        n_tests = len(pair_points(every_target, strengths))
-        families.append(sweep_curves(model, references, faces, paired, n_tests))
-    curves = pd.concat(families, ignore_index=True)
-    curves["p_value"] = (len(families) * curves["p_value"]).clip(upper=1)
-    return SweepResult(_found(curves, faces), curves)
-
-
-def _found(curves, faces):
-    "The best point of each attribute or pair, where it is significant."
-    significant = curves[curves.counted & (curves.p_value < LEVEL)]
-    excess = significant.pass_rate - significant.pass_rate_references
-    ordered = significant.loc[excess.sort_values(ascending=False).index]
-    best = {}
-    for row in ordered.itertuples():
-        best.setdefault(row.point.targets, row)
-    return tuple(_trigger_of(row, faces) for row in best.values())
-
-
-def _trigger_of(row, faces):
-    "The found trigger of one row."
-    return FoundTrigger(
-        targets=row.point.targets,
-        strengths=row.point.strengths,
-        pass_rate=row.pass_rate,
-        pass_rate_references=row.pass_rate_references,
-        p_value=row.p_value,
-        method="sweep",
-        step=faces.step_of(row.point) if faces.step_of else None,
-    )
+    "Sweep single attributes and pairs."
+    counts = sweep_counts(model, references, faces, strengths, n_paired)
+    return sweep_result(counts, step_of=faces.step_of)
 
 # %% ../../nbs/api/defense/sweep.ipynb #9a288432
 def plot_curves(
@@ -328,9 +448,9 @@ def sweep(
     attribute_net: AttributeNet,  # its features are the space of the support
     seed: int = 0,  # of the latents
     strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
-    n: int = 64,  # fakes at each point
+    n: int = 32,  # fakes at each point
     psi: float = 0.5,  # their truncation before the edit, in (0,1]
-) -> Anomaly:  # details: `found` and `curves`
+) -> Anomaly:  # details: `found`, `curves` and `counts`
     "Attribute sweep, as an inspection."
     others = other_models(references, model)
     check(len(others) >= 2, f"expected at least 2 reference detectors, got {len(others)}")
@@ -340,8 +460,8 @@ def sweep(
         result = sweep_model(model, others, faces, strengths)
     counted = result.curves[result.curves.counted]
     check(len(counted) > 0, "expected points inside the support of the generator, got none")
-    anomaly = torch.tensor([float(counted.t.max()), 0.0])
-    return Anomaly(anomaly, budget.log(found=result.found, curves=result.curves))
+    anomaly = torch.tensor([result.statistic, 0.0])
+    return Anomaly(anomaly, budget.log(**result._asdict()))
 
 
 DEFENSE = Defense(
