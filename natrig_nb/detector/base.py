@@ -117,6 +117,9 @@ class DetectorSpec:
     size_setting: str = ""  # the setting that takes the images' resolution, where there is one
     label: Callable[[dict], str] | None = None  # settings -> name in tables; else the name
     title: str = ""  # short name in figures; else the name
+    training: dict = field(
+        default_factory=dict
+    )  # of `detector.training.train`, e.g. lr; else its own
 
 
 def detector_specs() -> dict[str, DetectorSpec]:  # by name
@@ -163,6 +166,13 @@ def small_settings(
     spec = detector_spec(name)
     resolution_setting = {spec.size_setting: resolution} if spec.size_setting else {}
     return spec.small | resolution_setting
+
+
+def recommended_training(
+    name: str,  # a key of `detector_specs`, or the address of a published one, e.g. hf:NAME
+) -> dict:  # of `detector.training.train`
+    "Settings that a network should be trained with, where they differ from the usual ones."
+    return {} if ":" in name else detector_spec(name).training
 
 
 def detector_label(
