@@ -41,6 +41,8 @@ class BuildWithData(build_py):
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
 
+EXTRAS = ("ray", "timm", "datasets", "pretrained", "docs", "dev")
+
 
 def extra(name):
     "Requirements of an optional part."
@@ -60,7 +62,7 @@ setup(
     package_data={"natrig_nb": ["py.typed"], "natrig_nb.report": ["templates/*"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={name: extra(name) for name in ("ray", "timm", "datasets", "docs", "dev")},
+    extras_require={name: extra(name) for name in EXTRAS},
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     cmdclass={"build_py": BuildWithData},
 )

@@ -5,12 +5,15 @@ A skip that is not on the list makes the run fail, so that no test is lost witho
 
 import re
 
+import pytest
+
 SLOW = "slow: takes over 10 s; CI runs it, `pytest -m 'not slow'` leaves it out"
 ALLOWED_SKIPS = {  # pattern of the reason: why the test may be left out
     r"NATRIG_FACES": "photographs of people are not part of the repository",
     r"takes minutes: set NATRIG_SLOW": "the long form of a test that also has a short one",
     r"needs the git history": "a shallow clone or an archive has none",
     r"expected a git checkout": "an archive of the sources is none",
+    r"playwright|chromium": "a browser is not among the development requirements",
 }
 unexpected = []  # (test, reason) of the skips that are not on the list
 
@@ -44,8 +47,17 @@ def pytest_collectreport(report):
     note_skip(report)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error):
+    """Take over what a worker of pytest-xdist noted while it collected its tests."""
+    told = getattr(node, "workeroutput", {}).get("unexpected", [])
+    unexpected.extend(skip for skip in map(tuple, told) if skip not in unexpected)
+
+
 def pytest_sessionfinish(session, exitstatus):
-    if unexpected and exitstatus == 0:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["unexpected"] = unexpected
+    elif unexpected and exitstatus == 0:
         session.exitstatus = 1
 
 
