@@ -102,9 +102,9 @@ def find_directions(
     names: Sequence[str] | None = None,  # attributes to use; all of the network unless given
 ) -> Directions:
     "Attribute directions of a generator from scores of generated faces."
-    w = G.sample(n, seed)
+    w = G.sample(n, seed).cpu()  # scores and space are on the CPU, too
     many = max(10 * w.shape[1], 10_000)
-    space = measure_space(G.sample(many, seed + 1))
+    space = measure_space(G.sample(many, seed + 1).cpu())
     names = tuple(names or net.names)
     columns = [net.names.index(name) for name in names]
     scores = attribute_scores(net, render(G, w))[:, columns]
