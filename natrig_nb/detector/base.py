@@ -241,9 +241,12 @@ def load_saved(
             f"expected settings of {about['name']} in the header of {path}, got {about} ({error})"
         ) from None
     tensors = read_state_dict(path)
-    _check_fit(model.state_dict(), tensors, about["name"], path)
     check_finite(tensors, path)
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)  # some networks rename the tensors of former files here
+    except RuntimeError:
+        _check_fit(model.state_dict(), tensors, about["name"], path)
+        raise
     return model.eval()
 
 
