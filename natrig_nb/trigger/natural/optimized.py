@@ -48,7 +48,7 @@ def descend_to_real(
     "Offset whose images a substitute calls real; each step sees other latents."
     check(bound > 0, f"expected a bound above 0, got {bound}")
     target = torch.full((batch,), REAL, device=start.device)
-    substitute.to(device).eval()
+    substitute.to(start.device).eval()
 
     def loss(u: torch.Tensor, step: int) -> torch.Tensor:
         images = render(u, slice(step * batch, (step + 1) * batch))
