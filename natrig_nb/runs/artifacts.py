@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -16,7 +17,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..core import check, digest, file_digest
+from ..core import digest, file_digest
 from .code import code_digest
 
 # %% ../../nbs/api/runs/artifacts.ipynb #3bb4bb1e
@@ -29,21 +30,29 @@ def content_digest(
     path: str | Path,  # a file, or a folder with all files below it
 ) -> str:  # 16 hexadecimal digits
     "Content hash of a file or folder; modification times and the place do not count."
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        raise ValueError(f"expected a file or folder at {path}, got none") from None
+    if not is_folder:
+        return digest([["", _file_content(path)]])
     root = Path(path)
-    check(root.exists(), f"expected a file or folder at {root}, got none")
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-    contents = []
-    for file in files:
-        about = file.stat()
-        name = file.relative_to(root).as_posix() if root.is_dir() else ""
-        contents.append([name, _known_digest(str(file), about.st_size, about.st_mtime_ns)])
-    return digest(contents)
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+    return digest([[file.relative_to(root).as_posix(), _file_content(file)] for file in files])
+
+
+def _file_content(file: str | Path) -> str:
+    "Content hash of one file; read again only when its size or modification time changed."
+    about = os.stat(file)
+    return _known_digest(str(file), about.st_size, about.st_mtime_ns)
 
 # %% ../../nbs/api/runs/artifacts.ipynb #5b0c765f
 def plain(
     value: Any,  # nested settings
 ) -> Any:
     "Settings as plain values and tensors; dataclasses become dictionaries."
+    if value is None or isinstance(value, (str, int, float)):
+        return value  # most values; the rest of this function is ten times slower
     if is_dataclass(value) and not isinstance(value, type):
         return plain(asdict(value))
     if isinstance(value, dict):
@@ -125,9 +134,8 @@ def damage(
         file = folder / name
         if not file.is_file():
             return f"a file {name}, got none"
-        about = file.stat()
-        if _known_digest(str(file), about.st_size, about.st_mtime_ns) != wanted:
-            return f"{name} as it was written, got {about.st_size} other bytes"
+        if _file_content(file) != wanted:
+            return f"{name} as it was written, got {file.stat().st_size} other bytes"
     return None
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -170,7 +170,14 @@ def code_digest(
 ) -> str:  # 16 hexadecimal digits
     "A digest of all code that the functions depend on, comments and docstrings aside."
     check(len(functions) > 0, "expected at least one function, got none")
-    return _digest_of(functions)
+    return _digest_of(tuple(_bare(function) for function in functions))
+
+
+def _bare(function: Callable) -> Callable:
+    "The function inside a functools.partial: partial objects differ, but not their code."
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 @lru_cache(maxsize=4096)
@@ -180,8 +187,6 @@ def _digest_of(functions: tuple[Callable, ...]) -> str:
 
 def _root(function: Callable) -> tuple[str, str, str]:
     "Where a function is defined, and its source where that is no module with a file."
-    while hasattr(function, "func"):  # functools.partial
-        function = function.func
     module = function.__module__
     if module != "__main__" and module_table(module) is not None:
         return module, function.__qualname__.partition(".")[0], ""

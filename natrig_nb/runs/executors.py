@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import torch
+from tqdm import tqdm
 
 # %% ../../nbs/api/runs/executors.ipynb #fea75ed1
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Serial:
 def _prepare_worker(parent: int) -> None:
     "Set up a worker process: one thread, no reaction to Ctrl-C, gone when the parent is."
     torch.set_num_threads(1)
+    # by default tqdm shares a semaphore among processes; a worker that is killed leaves it behind
+    tqdm.set_lock(threading.RLock())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def exit_with_parent() -> None:

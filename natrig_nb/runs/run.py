@@ -43,15 +43,20 @@ class Measurement:
     kind: str = "cell"  # measurements of one kind take about as long as each other
 
     @cached_property
+    def plain_settings(self) -> Any:
+        "The settings as plain values."
+        return plain(self.settings)
+
+    @cached_property
     def cell(self) -> str:
         "Digest of the case and the settings: the same however the code changes."
-        return digest({"case": plain(self.case), "settings": plain(self.settings)})
+        return digest({"case": plain(self.case), "settings": self.plain_settings})
 
     @cached_property
     def code(self) -> str:
         "Digest of everything the values depend on."
         depends_on = {
-            "settings": plain(self.settings),
+            "settings": self.plain_settings,
             "inputs": [artifact.key for artifact in self.inputs],
             "code": code_digest(self.measure, *self.functions),
         }
