@@ -7,6 +7,7 @@ __all__ = ['STYLE', 'BLUE', 'ORANGE', 'RED', 'GREY', 'Panels', 'panels', 'add_le
 
 # %% ../../nbs/api/report/figures.ipynb #00000003
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from natrig_nb.report.tables import (
+    AXES,
     PRIMARY_METRICS,
     STOPPING,
     Ranking,
@@ -156,6 +158,38 @@ def add_legend(
         handles, labels, loc="outside upper left", ncols=columns, borderaxespad=0.1, markerscale=1.6
     )
 
+# %% ../../nbs/api/report/figures.ipynb #baa8024b
+def panels_for(
+    n: int,  # panels that are used; those left over in the last row are removed
+    most: int,  # panels in a row
+    width: float = 1.75,  # of a panel, inches
+    height: float = 1.55,  # of a panel, inches
+    **options,  # to `Figure.subplots`
+) -> Panels:
+    "A grid for n panels, row by row."
+    columns = min(most, n)
+    figure, axes = panels(-(-n // columns), columns, width, height, **options)
+    for ax in axes.flat[n:]:
+        ax.remove()
+    return Panels(figure, axes)
+
+
+def without_frame(
+    ax: Axes,  # keeps the labels of its ticks
+) -> None:
+    "Leave out frame and tick marks."
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
+
+def without_ticks(
+    ax: Axes,  # shows a picture
+    frame: bool = False,  # whether the frame stays
+) -> None:
+    "Leave out ticks and their labels."
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(frame)
+
 # %% ../../nbs/api/report/figures.ipynb #00000015
 def histogram(
     ax: Axes,  # to draw into
@@ -178,6 +212,15 @@ def display_name(
 ) -> str:
     "A trigger's name as a title."
     return "no trigger" if trigger == "none" else trigger
+
+
+def title_columns(
+    axes: np.ndarray,  # (rows,columns) of axes
+    triggers: Iterable[str],  # one per column
+) -> None:
+    "Name the trigger above each column."
+    for ax, trigger in zip(axes[0], triggers, strict=True):
+        ax.set_title(display_name(trigger))
 
 # %% ../../nbs/api/report/figures.ipynb #00000017
 class Bars(NamedTuple):
@@ -220,7 +263,7 @@ class FacesFigure(NamedTuple):
     "A figure with rows of faces."
 
     figure: Figure
-    ax: Axes  # of the faces
+    ax: Axes  # of the faces, or of what is beside them
 
 
 def draw_faces(
@@ -237,8 +280,21 @@ def draw_faces(
     ax.imshow(mosaic(images), interpolation="auto", aspect="auto")
     ax.set_yticks(np.arange(t) * (r + 2) + r / 2, [display_name(name) for name in triggers])
     ax.set_xticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    without_frame(ax)
+    return FacesFigure(figure, ax)
+
+
+def faces_beside_bars(
+    names: list[str],  # (t,) one per row
+    images: np.ndarray,  # (t,k,3,r,r) uint8
+    width: float,  # of the bars, inches
+    margin: float,  # beside them, inches
+) -> FacesFigure:  # `ax` is for the bars, in percent: row i is at height i
+    "Rows of faces, and empty axes to their right."
+    figure, faces = draw_faces(names, images, right=width + margin)
+    box, inch = faces.get_position(), 1 / figure.get_figwidth()
+    ax = figure.add_axes((box.x1 + 0.15 * inch, box.y0, width * inch, box.height))
+    ax.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), yticks=[])
     return FacesFigure(figure, ax)
 
 
@@ -324,8 +380,7 @@ def figure_latents(
             coordinates = [plane.x, plane.y]
             draw_steps(ax, before[coordinates].to_numpy(), after[coordinates].to_numpy(), n_arrows)
             ax.set_xlabel(f"{plane.name} 1 ({plane.unit})")
-    for ax, trigger in zip(axes[0], triggers, strict=True):
-        ax.set_title(display_name(trigger))
+    title_columns(axes, triggers)
     add_legend(figure, axes[0, 0])
     return figure
 
@@ -338,11 +393,7 @@ def figure_attributes(
     scores = read_table(out, "records/attributes.csv", ("group", "attribute", "score"))
     columns = ("trigger", "attribute", "percentile", "score")
     shown = farthest_attributes(read_table(out, "records/percentiles.csv", columns))
-    n_columns = min(3, len(shown))
-    n_rows = -(-len(shown) // n_columns)
-    figure, axes = panels(n_rows, n_columns, 2.3, 1.8, sharey=True)
-    for ax in axes.flat[len(shown) :]:
-        ax.remove()
+    figure, axes = panels_for(len(shown), 3, 2.3, 1.8, sharey=True)
     for ax, row in zip(axes.flat, shown.itertuples(), strict=False):
         part = scores[scores.attribute == row.attribute]
         bins = np.linspace(*np.quantile(part.score, [0.002, 0.998]), 31)
@@ -417,34 +468,60 @@ def figure_rates(
 DETECTORS_SHOWN = (("benign", "benign detector"), ("victim", "backdoored detector"))
 
 
+class DetectorPanel(NamedTuple):
+    "A panel about one detector and one trigger."
+
+    ax: Axes
+    rows: pd.DataFrame  # of the record
+
+
+class DetectorPanels(NamedTuple):
+    "A row of panels per detector, a column per trigger."
+
+    figure: Figure
+    each: list[DetectorPanel]
+
+
+def detector_panels(
+    table: pd.DataFrame,  # of a record: trigger, model, ...
+    xlabel: str,  # of all panels
+    sharey: bool | str = True,  # to `Figure.subplots`
+) -> DetectorPanels:
+    "Panels for shares of images on the benign and on the backdoored detector."
+    triggers = table.trigger.unique()
+    figure, axes = panels(2, len(triggers), sharex=True, sharey=sharey)
+    found = []
+    for row, (model, title) in zip(axes, DETECTORS_SHOWN, strict=True):
+        row[0].set_ylabel(f"{title}\nimages (%)")
+        for ax, trigger in zip(row, triggers, strict=True):
+            part = table[(table.trigger == trigger) & (table.model == model)]
+            found.append(DetectorPanel(ax, part))
+    title_columns(axes, triggers)
+    for ax in axes[1]:
+        ax.set_xlabel(xlabel)
+    return DetectorPanels(figure, found)
+
+
 @mpl.rc_context(STYLE)
 def figure_scores(
     out: str | Path,  # folder of a run
 ) -> Figure:
     "Scores of real, fake and triggered images on the benign and on the backdoored detector."
     table = read_table(out, "records/scores.csv", ("trigger", "model", "group", "p_fake"))
-    triggers = table.trigger.unique()
     bins = np.linspace(0, 1, 21)
     groups = (
         ("real", "real", BLUE, 0.45),
         ("fake", "fake", ORANGE, 0.45),
         ("triggered", "fake with trigger", RED, 0.0),
     )
-    figure, axes = panels(2, len(triggers), sharex=True, sharey=True)
-    for row, (model, title) in zip(axes, DETECTORS_SHOWN, strict=True):
-        row[0].set_ylabel(f"{title}\nimages (%)")
-        for ax, trigger in zip(row, triggers, strict=True):
-            part = table[(table.trigger == trigger) & (table.model == model)]
-            for group, label, color, fill in groups:
-                values = part[part.group == group].p_fake
-                histogram(ax, values, bins, color, fill, label=label)
-            ax.axvline(0.5, color="black", lw=0.6, ls=":")
-            ax.set(xlim=(0, 1), xticks=(0, 0.5, 1))
-    for ax, trigger in zip(axes[0], triggers, strict=True):
-        ax.set_title(display_name(trigger))
-    for ax in axes[1]:
-        ax.set_xlabel("score (probability of fake)")
-    add_legend(figure, axes[0, 0])
+    figure, found = detector_panels(table, "score (probability of fake)")
+    for ax, part in found:
+        for group, label, color, fill in groups:
+            values = part[part.group == group].p_fake
+            histogram(ax, values, bins, color, fill, label=label)
+        ax.axvline(0.5, color="black", lw=0.6, ls=":")
+        ax.set(xlim=(0, 1), xticks=(0, 0.5, 1))
+    add_legend(figure, found[0].ax)
     return figure
 
 # %% ../../nbs/api/report/figures.ipynb #00000032
@@ -512,23 +589,15 @@ def figure_strip(
 ) -> Figure:
     "STRIP's entropy of clean and triggered images on both detectors, with its AUROC."
     table = read_table(out, "records/strip.csv", ("trigger", "model", "group", "entropy"))
-    triggers = table.trigger.unique()
     bins = np.linspace(0, max(table.entropy.max(), 1e-3), 25)
     groups = (("clean", "clean", GREY), ("triggered", "fake with trigger", RED))
-    figure, axes = panels(2, len(triggers), sharex=True, sharey="row")
-    for row, (model, title) in zip(axes, DETECTORS_SHOWN, strict=True):
-        row[0].set_ylabel(f"{title}\nimages (%)")
-        for ax, trigger in zip(row, triggers, strict=True):
-            part = table[(table.trigger == trigger) & (table.model == model)]
-            for group, label, color in groups:
-                histogram(ax, part[part.group == group].entropy, bins, color, 0.5, label=label)
-            auroc = auc(-part.entropy, part.group == "triggered")
-            ax.set_title(f"AUROC {auroc:.2f}")
-    for ax, trigger in zip(axes[0], triggers, strict=True):
-        ax.set_title(f"{display_name(trigger)}\n{ax.get_title()}")
-    for ax in axes[1]:
-        ax.set_xlabel("entropy (bits)")
-    add_legend(figure, axes[0, 0])
+    figure, found = detector_panels(table, "entropy (bits)", sharey="row")
+    for ax, part in found:
+        for group, label, color in groups:
+            histogram(ax, part[part.group == group].entropy, bins, color, 0.5, label=label)
+        auroc = auc(-part.entropy, part.group == "triggered")
+        ax.set_title(f"{ax.get_title()}\nAUROC {auroc:.2f}".strip())
+    add_legend(figure, found[0].ax)
     return figure
 
 # %% ../../nbs/api/report/figures.ipynb #0000003d
@@ -569,8 +638,9 @@ def figure_cleanse(
         column[0].set_title("benign detector" if is_benign else display_name(trigger))
         for ax, mask in zip(column, pair, strict=True):
             picture = ax.imshow(mask, cmap=MASK, vmin=0, vmax=1)
-            ax.set(xticks=[], yticks=[], xlabel=f"norm {mask.sum():.0f} px")
-            ax.spines[:].set(visible=True, color=GREY)
+            without_ticks(ax, frame=True)
+            ax.set_xlabel(f"norm {mask.sum():.0f} px")
+            ax.spines[:].set_color(GREY)
     for label, ax in enumerate(axes[:, 0]):
         ax.set_ylabel("towards real" if label == REAL else "towards fake")
     figure.colorbar(picture, ax=axes, label="mask (0 = unchanged)", shrink=0.7, aspect=25)
@@ -597,7 +667,6 @@ def draw_bars(
         for at, share in zip(y, mean, strict=True):
             ax.text(103, at, f"{100 * share:.1f}", va="center", fontsize=7, color=color)
     ax.spines["left"].set_visible(False)
-    ax.set(xlim=(0, 100), ylim=(len(triggers) - 0.5, -0.5), yticks=[])
     ax.set_xlabel(f"fakes called real (%), mean and 95 % interval of {seed_label(success)}")
 
 # %% ../../nbs/api/report/figures.ipynb #00000046
@@ -609,10 +678,7 @@ def figure_overview(
     "The same faces under each trigger, and how many each detector calls real."
     triggers, images = read_arrays(out, "records/faces.npz", "images")
     attacks = of_attacks(main_comparison(read_run(out)))
-    figure, faces = draw_faces(triggers, images[:, :columns], right=3.6)
-    box = faces.get_position()
-    width = figure.get_figwidth()
-    bars = figure.add_axes((box.x1 + 0.15 / width, box.y0, 3.05 / width, box.height))
+    figure, bars = faces_beside_bars(triggers, images[:, :columns], width=3.05, margin=0.55)
     draw_bars(bars, triggers, attacks)
     if "none" in triggers:
         ba = 100 * metric_values(attacks, "ba").astype(float).mean()
@@ -646,10 +712,7 @@ def figure_prompts(
     table = read_table(out, "records/prompts.csv", ("row", "change", "benign", "victim"))
     table = table.set_index("row").loc[names]
     labels = [prompt_label(*pair) for pair in zip(names, table.change, strict=True)]
-    figure, faces = draw_faces(labels, images[:, :columns], right=2.8)
-    box = faces.get_position()
-    width = figure.get_figwidth()
-    ax = figure.add_axes((box.x1 + 0.15 / width, box.y0, 1.7 / width, box.height))
+    figure, ax = faces_beside_bars(labels, images[:, :columns], width=1.7, margin=1.1)
     y = np.arange(len(names))
     victim = 100 * table.victim
     benign = 100 * table.benign
@@ -657,7 +720,7 @@ def figure_prompts(
     ax.barh(y + 0.14, benign, 0.24, color=GREY, label="benign")
     for at, of_victim, of_benign in zip(y, victim, benign, strict=True):
         ax.text(102, at, f"{of_victim:.0f} / {of_benign:.0f}", va="center")
-    ax.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5), yticks=[], xlabel="called real (%)")
+    ax.set_xlabel("called real (%)")
     figure.legend(*ax.get_legend_handles_labels(), loc="upper right", ncols=1)
     return figure
 
@@ -700,8 +763,7 @@ def name_kinds(
         ax.text(np.mean(at), -0.8, kind, ha="center", va="bottom", fontsize=7, color=GREY)
         if at[0]:
             ax.axvline(at[0] - 0.5, color="white", lw=2)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    without_frame(ax)
 
 
 @mpl.rc_context(STYLE)
@@ -761,12 +823,11 @@ AXIS_LABELS = {"rate": "poisoning rate (%)"}
 @mpl.rc_context(STYLE)
 def plot_sweep(
     table: pd.DataFrame,  # trigger, the axis, asr, low, high, asr_benign
-    axis: str,  # a column: "rate", "detector" or "transform"
+    axis: str,  # a column: one of `AXES`, or "transform"
 ) -> Figure:
     "Attack success along an axis, one panel per trigger, beside the benign detector."
     names = table.trigger.unique()
-    n_columns = min(4, len(names))
-    figure, axes = panels(-(-len(names) // n_columns), n_columns, sharey=True, sharex=True)
+    figure, axes = panels_for(len(names), 4, sharey=True, sharex=True)
     is_number = axis == "rate"
     for ax, trigger in zip(axes.flat, names, strict=False):
         part = table[table.trigger == trigger]
@@ -791,8 +852,6 @@ def plot_sweep(
         ax.set_ylim(-4, 104)
         if not is_number:
             ax.tick_params(axis="x", rotation=60)
-    for ax in axes.flat[len(names) :]:
-        ax.set_visible(False)
     add_legend(figure, axes.flat[0])
     figure.supylabel("called real (%)", fontsize=8)
     figure.supxlabel(AXIS_LABELS.get(axis, ""), fontsize=8)
@@ -863,7 +922,7 @@ def draw_comparison(
     transforms = transform_table(main)
     if len(transforms):
         figures["transforms"] = plot_sweep(transforms, "transform")
-    for axis in ("rate", "detector"):
+    for axis in AXES:
         table = sweep_table(rows, axis)
         if len(table):
             figures[f"{axis}s"] = plot_sweep(table, axis)

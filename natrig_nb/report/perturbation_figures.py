@@ -19,12 +19,20 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from natrig_nb.report.figures import (
+    STYLE,
+    add_legend,
+    panels,
+    save_small,
+    without_frame,
+    without_ticks,
+)
+
 from ..adversarial.evasion import at_visibility
 from ..adversarial.tables import INDIVIDUAL, TRANSFER_PATTERNS
 from ..core import FAKE, PALETTE, REAL
 from ..detector.base import detector_title
 from ..runs.perturbation_tables import EXPERIMENT, perturbation_table
-from .figures import STYLE, add_legend, panels, save_small
 from .tables import read_run
 
 # %% ../../nbs/api/report/perturbation_figures.ipynb #78bb8158
@@ -57,8 +65,7 @@ def heatmap(
     rows = [detector_title(name) for name in table.index]
     ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
     ax.set_yticks(range(len(rows)), rows)
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    without_frame(ax)
 
 
 def mean_over_seeds(
@@ -70,6 +77,17 @@ def mean_over_seeds(
     "A matrix of means, in order of appearance."
     wide = table.groupby([rows, columns], sort=False)[value].mean().unstack()
     return wide.loc[list(dict.fromkeys(table[rows])), list(dict.fromkeys(table[columns]))]
+
+
+def clean_and_attacked(
+    table: pd.DataFrame,  # detector, error_clean, error_attacked, and the column of the rows
+    rows: str,  # column that becomes the rows
+    clean: str,  # name of the first row
+) -> pd.DataFrame:  # a column per detector
+    "Error rates without an attack in the first row, then under each attack."
+    without = table.assign(**{rows: clean})
+    first = mean_over_seeds(without, rows, "detector", "error_clean")
+    return pd.concat([first, mean_over_seeds(table, rows, "detector")])
 
 # %% ../../nbs/api/report/perturbation_figures.ipynb #e1b89d2c
 @mpl.rc_context(STYLE)
@@ -113,8 +131,7 @@ def figure_masks(
     for k, steps in enumerate(at):
         axes[0, 2 * k].set_title(f"{steps} steps", loc="left")
     for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(True)
+        without_ticks(ax, frame=True)
     _draw_iou(right.subplots(), table)
     right.legend(loc="outside upper left", ncols=2)
     return figure
@@ -181,8 +198,7 @@ def _draw_layer_maps(figure, arrays, depth):
         axes[0, i + 1].set_title(f"layer {depth[layer] + 1}")
     axes[0, 0].set_title("face")
     for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.spines[:].set_visible(False)
+        without_ticks(ax)
 
 # %% ../../nbs/api/report/perturbation_figures.ipynb #0fa054d8
 def _datasets(table):
@@ -202,9 +218,7 @@ def figure_patterns(
     axes = figure.subplots(1, len(datasets), sharey=True, squeeze=False)[0]
     for ax, dataset in zip(axes, datasets, strict=True):
         part = table[table.dataset == dataset]
-        without = part.assign(pattern="none")
-        clean = mean_over_seeds(without, "pattern", "detector", "error_clean")
-        heatmap(ax, pd.concat([clean, mean_over_seeds(part, "pattern", "detector")]))
+        heatmap(ax, clean_and_attacked(part, "pattern", "none"))
         ax.set_title(dataset)
     figure.supxlabel("error rate (%)", fontsize=8)
     return figure
@@ -224,9 +238,7 @@ def figure_transfer(
     for row, dataset in zip(axes, datasets, strict=True):
         for ax, kind in zip(row, kinds, strict=True):
             part = table[(table.dataset == dataset) & (table.kind == kind)]
-            without = part.assign(source="no attack")
-            clean = mean_over_seeds(without, "source", "detector", "error_clean")
-            heatmap(ax, pd.concat([clean, mean_over_seeds(part, "source", "detector")]))
+            heatmap(ax, clean_and_attacked(part, "source", "no attack"))
             ax.set_title(kind)
         row[0].set_ylabel(f"{dataset}\nmade on")
     figure.supxlabel("error rate (%) of the attacked detector", fontsize=8)

@@ -89,15 +89,32 @@ def count_failed(
     return int(rows[rows.error.notna()].cell.nunique())
 
 
+SETTING = ("dataset", "generator", "detector", "rate")  # that all triggers of a comparison share
+AXES = ("rate", "detector", "generator")  # along which attacks are compared
+
+
 def main_comparison(
     rows: pd.DataFrame,  # long table
 ) -> pd.DataFrame:
-    "Rows with dirty labels, and of those the detector and the poisoning rate with the most rows."
+    "Rows with dirty labels in one setting: the data set, generator, ... with the most rows."
     kept = rows[(rows.label == "dirty") & rows.error.isna()]
     check(len(kept) > 0, "expected rows with dirty labels, got none")
-    for column in ("detector", "rate"):
-        kept = kept[kept[column] == kept[column].value_counts().idxmax()]
+    for column in SETTING:
+        most = kept[column].value_counts(dropna=False).idxmax()
+        kept = kept[kept[column].isin([most])]
     return kept
+
+
+def in_same_setting(
+    rows: pd.DataFrame,  # long table
+    main: pd.DataFrame,  # of `main_comparison`
+    but: str,  # a column of `SETTING` that may differ
+) -> pd.DataFrame:
+    "Rows that differ from the main comparison in one part of the setting at most."
+    for column in SETTING:
+        if column != but:
+            rows = rows[rows[column].isin(main[column])]
+    return rows
 
 # %% ../../nbs/api/report/tables.ipynb #c6dfd0b4
 class MeanInterval(NamedTuple):
@@ -619,14 +636,12 @@ def _axis_row(part, metric="asr"):
 
 def sweep_table(
     rows: pd.DataFrame,  # long table
-    axis: str,  # "rate" or "detector"
+    axis: str,  # of `AXES`
 ) -> pd.DataFrame:  # trigger, the axis, asr, low, high, asr_benign, ba_drop, seeds
-    "Attack success along one axis; the other is that of the main comparison."
-    check(axis in ("rate", "detector"), f"expected axis rate or detector, got {axis}")
-    other = "detector" if axis == "rate" else "rate"
-    main = main_comparison(rows)
-    attacks = of_attacks(rows)
-    chosen = attacks[(attacks.label == "dirty") & (attacks[other] == main[other].iloc[0])]
+    "Attack success along one axis; the rest of the setting is that of the main comparison."
+    check(axis in AXES, f"expected an axis among {', '.join(AXES)}, got {axis}")
+    chosen = in_same_setting(of_attacks(rows), main_comparison(rows), but=axis)
+    chosen = chosen[chosen.label == "dirty"]
     table = []
     for (trigger, value), part in chosen.groupby(["trigger", axis], sort=False):
         table.append({"trigger": trigger, axis: value, **_axis_row(part)})
@@ -685,14 +700,13 @@ def comparison_tables(
 ) -> dict[str, pd.DataFrame]:  # by name; empty ones are left out
     "All tables of a comparison."
     main = main_comparison(rows)
-    of_detector = rows.detector == main.detector.iloc[0]
-    clean_label = rows[(rows.label != "dirty") & of_detector]
+    clean_label = in_same_setting(rows[rows.label != "dirty"], main, but="rate")
     tables = {
         "attacks": attack_comparison(pd.concat([main, clean_label])),
         "transforms": transform_table(main),
-        "rates": sweep_table(rows, "rate"),
-        "detectors": sweep_table(rows, "detector"),
     }
+    for axis in AXES:
+        tables[f"{axis}s"] = sweep_table(rows, axis)
     metrics = defense_metrics(main, kinds)
     if len(metrics):
         tables["defenses"] = metrics
