@@ -208,6 +208,40 @@ def toy_generator(
 
     return Discs()
 
+# %% ../nbs/api/testing.ipynb #753d4d34
+def portrait_painter(
+    n_people: int = 700,  # portraits to choose from
+    attribute: str | None = None,  # in [0,1], set by the second latent; None leaves it as it is
+) -> Generator:  # latents (n,4), 64 pixels
+    "A generator of painted portraits whose people and attribute are known."
+    from natrig_nb.data.portraits import paint_portraits, population
+    from natrig_nb.generator.base import Generator
+
+    class PortraitPainter(Generator):
+        "Draws one portrait per latent."
+
+        z_dim = 4
+        resolution = 64
+
+        def __init__(self):
+            super().__init__()
+            self.people = population(n_people, seed=5)
+            self.one = nn.Parameter(torch.ones(1))
+
+        def z_to_w(self, z: torch.Tensor, psi: float = 1.0) -> torch.Tensor:
+            "Latents (n,4) of noise (n,4)."
+            return psi * z
+
+        def forward(self, w: torch.Tensor) -> torch.Tensor:
+            "Images (n,3,64,64) of latents (n,4)."
+            chosen = (w[:, 0].abs() * 1e4).long() % n_people
+            people = self.people.iloc[chosen].copy()
+            if attribute is not None:
+                people[attribute] = torch.sigmoid(w[:, 1]).double().numpy()
+            return paint_portraits(people, self.resolution)
+
+    return PortraitPainter()
+
 # %% ../nbs/api/testing.ipynb #a6612a21
 class DiscScores(nn.Module):
     "Measures place and brightness of discs in standard deviations: an attribute network without training."

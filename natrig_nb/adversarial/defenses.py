@@ -8,7 +8,6 @@ __all__ = ['Preprocessed', 'adversarial_training', 'training_attack', 'boundary'
 # %% ../../nbs/api/adversarial/defenses.ipynb #00000003
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import pandas as pd
 import torch
@@ -26,10 +25,10 @@ from natrig_nb.adversarial.pgd import (
 
 from ..core import FAKE, REAL, FaceSet, check, pick_device, seeded, to_float
 from ..detector.base import predict_fake
-from ..detector.training import classification_loss, collate
+from ..detector.training import classification_loss, collate, fit_detector
 from ..metrics import accuracy
 from ..nn.hooks import frozen
-from ..nn.training import Batch, by_share, fit, warmup_cosine
+from ..nn.training import Batch
 from .universal import activation_uap, backgrounds, error_rates
 
 # %% ../../nbs/api/adversarial/defenses.ipynb #00000006
@@ -83,19 +82,8 @@ def adversarial_training(
             x[:n] = training_attack(model, x[:n], 1 - y[:n], eps, steps, rng)
         return classification_loss(model, x, y)
 
-    fitted = fit(
-        model,
-        loss_of_batch,
-        len(ds),
-        epochs=epochs,
-        batch=batch,
-        lr=lr,
-        schedule=by_share(warmup_cosine),
-        optimizer=partial(torch.optim.AdamW, weight_decay=0.01, fused=True),
-        seed=seed,
-        desc="adversarial training",
-    )
-    return fitted.model
+    settings = dict(epochs=epochs, batch=batch, lr=lr, seed=seed, desc="adversarial training")
+    return fit_detector(model, loss_of_batch, len(ds), **settings).model
 
 
 def training_attack(

@@ -21,9 +21,9 @@ from ..data.forgeries import Forgeries, mask_iou
 from ..metrics import accuracy
 from ..nn.hooks import evaluating
 from ..nn.layers import HighPassConcat, channels_last
-from ..nn.training import Batch, Fitted, by_share, checksum, fit, warmup_cosine
+from ..nn.training import Batch, Fitted, checksum
 from .base import Detector, DetectorSpec, predict_fake
-from .training import collate
+from .training import collate, fit_detector
 
 # %% ../../nbs/api/detector/yshape.ipynb #00000006
 def down(
@@ -260,15 +260,15 @@ def train_yshape(
     identity = dict(weight_decay=weight_decay)
     if checkpoint:
         identity["data"] = checksum(channels, ds.labels)
-    return fit(
+    return fit_detector(
         model,
         loss_of_batch,
         len(ds),
+        weight_decay,
+        fused=None,
         epochs=epochs,
         batch=batch,
         lr=lr,
-        schedule=by_share(warmup_cosine),
-        optimizer=partial(torch.optim.AdamW, weight_decay=weight_decay),
         seed=seed,
         checkpoint=checkpoint,
         every=every,

@@ -82,10 +82,11 @@ def crop(
     return F.interpolate(middle, size=size, mode="bilinear", align_corners=False)
 
 
-def _shrink(x, share):
-    "Average areas of pixels until `share` of the resolution is left."
-    size = max(1, round(share * x.shape[-1]))
-    return F.interpolate(x, size=size, mode="area")
+def _shrink_and_enlarge(x, share, mode):
+    "Average areas of pixels until `share` of the resolution is left, then enlarge again."
+    _check_share(share)
+    small = F.interpolate(x, size=max(1, round(share * x.shape[-1])), mode="area")
+    return F.interpolate(small, size=x.shape[-1], mode=mode)
 
 
 def resize(
@@ -93,9 +94,7 @@ def resize(
     share: float,  # of the resolution that is left, in (0,1]
 ) -> torch.Tensor:  # (n,3,r,r)
     "Shrink by averaging, enlarge to the old size, bilinear."
-    _check_share(share)
-    small = _shrink(x, share)
-    return F.interpolate(small, size=x.shape[-1], mode="bilinear")
+    return _shrink_and_enlarge(x, share, "bilinear")
 
 
 def pixelate(
@@ -103,9 +102,7 @@ def pixelate(
     share: float,  # of the resolution that is left, in (0,1]
 ) -> torch.Tensor:  # (n,3,r,r)
     "Shrink by averaging, enlarge to the old size by repeating pixels."
-    _check_share(share)
-    small = _shrink(x, share)
-    return F.interpolate(small, size=x.shape[-1], mode="nearest")
+    return _shrink_and_enlarge(x, share, "nearest")
 
 # %% ../../nbs/api/nn/images.ipynb #d867a200
 def brighten(

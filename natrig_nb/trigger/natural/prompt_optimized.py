@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from natrig_nb.generator.diffusion import (
@@ -21,11 +20,10 @@ from natrig_nb.generator.diffusion import (
     initial_state,
 )
 
-from ...core import REAL, check
+from ...core import check
 from ...data.captions import prompt
-from ...nn.optim import projected_descent
 from ..base import Need, SearchContext, Space, Trigger, TriggerSpec, required
-from .optimized import SearchResult
+from .optimized import SearchResult, descend_to_real
 from .prompt import PromptTrigger
 
 # %% ../../../nbs/api/trigger/natural/prompt_optimized.ipynb #00000005
@@ -52,7 +50,6 @@ def optimize_prompt(
     seed: int = 0,  # of the latents
 ) -> SearchResult:
     "Offset of the prompt embedding that a substitute calls real (arXiv 2401.00414)."
-    check(bound > 0, f"expected a bound above 0, got {bound}")
     check(
         1 <= last <= generator.steps,
         f"expected last in [1,{generator.steps}], the steps of the generator, got {last}",
@@ -60,26 +57,12 @@ def optimize_prompt(
     unit = word_length(generator)
     latents = generator.sample(steps * batch, seed)
     neutral = latents.neutral
-    target = torch.full((batch,), REAL, device=latents.noise.device)
-    substitute.eval()
 
-    def loss(u: torch.Tensor, step: int) -> torch.Tensor:
-        first = step * batch
-        part = latents[first : first + batch]
-        images = _render_with_late_offset(generator, part, {"text": u[0] * unit}, last)
-        return F.cross_entropy(substitute(images.clamp(-1, 1)), target)
+    def render(u: torch.Tensor, part: slice) -> torch.Tensor:
+        return _render_with_late_offset(generator, latents[part], {"text": u[0] * unit}, last)
 
-    found = projected_descent(
-        loss,
-        torch.zeros_like(neutral["text"], dtype=torch.float32)[None],
-        steps=steps,
-        step_size=step_size,
-        eps=bound,
-        norm="l2",
-        momentum=0.9,
-        decay=True,
-        desc="optimizing a trigger",
-    )
+    start = torch.zeros_like(neutral["text"], dtype=torch.float32)[None]
+    found = descend_to_real(render, substitute, start, bound, steps, batch, step_size)
     u = found.x[0]
     delta = {key: torch.zeros_like(value) for key, value in neutral.items()}
     delta["text"] = (u * unit).to(neutral["text"])
