@@ -1,42 +1,10 @@
 """Add one of each as a new notebook in a copy of the package; nothing else is edited."""
 
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import nbformat
-from nbdev.export import nb_export
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def copy_package(folder: Path) -> None:
-    """The package in another folder."""
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "natrig_nb", folder / "natrig_nb", ignore=ignore)
-
-
-def add_module(folder: Path, module: str, source: str) -> None:
-    """Write one notebook that exports one module, and export it into the copy of the package."""
-    cells = [f"#| default_exp {module}", "#| export\n" + source]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    path = folder / f"{module}.ipynb"
-    nbformat.write(notebook, path)
-    nb_export(path, lib_path=folder / "natrig_nb")
-
-
-def run_in_copy(folder: Path, job: str) -> str:
-    """Run a script that imports the copy; its output."""
-    (folder / "job.py").write_text(job)
-    env = {**os.environ, "PYTHONPATH": str(folder)}
-    done = subprocess.run(
-        [sys.executable, "job.py"], cwd=folder, env=env, capture_output=True, text=True
-    )
-    assert not done.returncode, done.stderr
-    return done.stdout
-
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from copies import ROOT, add_module, copy_package, run_code  # noqa: E402
 
 STRIPE = '''
 from dataclasses import dataclass
@@ -119,43 +87,21 @@ TRIGGERS = frown_triggers
 
 NATURAL_JOB = '''
 import torch
-from torch import nn
 
 from natrig_nb.attack.carriers import natural_carriers
 from natrig_nb.attack.run import attack, make_splits, train_detector
-from natrig_nb.data.portraits import paint_portraits, population, portraits
+from natrig_nb.data.portraits import portraits
 from natrig_nb.detector.resnet import ResNet18
-from natrig_nb.generator.base import Generator
 from natrig_nb.latent.directions import find_directions
 from natrig_nb.nn.attributes import attribute_scores, load_attributes
+from natrig_nb.testing import portrait_painter
 from natrig_nb.trigger.base import SearchContext, TriggerConfig, trigger_from_state, trigger_specs
-
-
-class SmilePainter(Generator):
-    "Latents (n,4): the first chooses the person, the second the smile."
-
-    z_dim = 4
-    resolution = 64
-
-    def __init__(self):
-        super().__init__()
-        self.people = population(500, seed=5)
-        self.one = nn.Parameter(torch.ones(1))
-
-    def z_to_w(self, z, psi=1.0):
-        return z * psi
-
-    def forward(self, w):
-        people = self.people.iloc[(w[:, 0].abs() * 1e4).long() % 500].copy()
-        people["smile"] = torch.sigmoid(w[:, 1]).double().numpy()
-        return paint_portraits(people, 64)
-
 
 cfg = TriggerConfig()
 assert "frown" not in trigger_specs(cfg, latent=False) and "frown" not in trigger_specs(cfg, None)
 spec = trigger_specs(cfg)["frown"]
 assert not spec.painted and list(spec.needs) == ["latents", "attributes"]
-generator, net = SmilePainter(), load_attributes("ATTRIBUTES")
+generator, net = portrait_painter(500, "smile"), load_attributes("ATTRIBUTES")
 directions = find_directions(generator, net, n=400)
 trigger = spec.find(SearchContext(cfg, generator, net, directions=directions))
 torch.save(trigger.state(), "trigger.pt")
@@ -184,12 +130,12 @@ print("asr", metrics.asr)
 def test_painted_trigger(tmp_path):
     copy_package(tmp_path)
     add_module(tmp_path, "trigger.stripe", STRIPE)
-    run_in_copy(tmp_path, PAINTED_JOB)
+    run_code(tmp_path, PAINTED_JOB)
 
 
 def test_natural_trigger_with_a_target(tmp_path):
     copy_package(tmp_path)
     add_module(tmp_path, "trigger.natural.frown", FROWN)
     attributes = ROOT / "data" / "portraits-attributes.safetensors"
-    output = run_in_copy(tmp_path, NATURAL_JOB.replace("ATTRIBUTES", str(attributes)))
+    output = run_code(tmp_path, NATURAL_JOB.replace("ATTRIBUTES", str(attributes)))
     assert output.startswith("asr")

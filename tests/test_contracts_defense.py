@@ -1,18 +1,14 @@
 "A defense of each kind is one new notebook: it is found and evaluated, and no other file is edited."
 
 import json
-import os
-import shutil
-import subprocess
 import sys
-from hashlib import sha256
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbdev.export import nb_export
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from copies import add_module, copy_package, run_python  # noqa: E402
+
 IMPORTS = """
 import torch
 from natrig_nb.core import FAKE, REAL
@@ -122,44 +118,19 @@ EXPECTED = {  # kind -> metric and its values on victim and benign model
 }
 
 
-def contents(package):
-    "File -> digest, without what Python leaves behind."
-    files = (path for path in package.rglob("*.py") if "__pycache__" not in path.parts)
-    return {str(path): sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def add_notebook(folder, kind):
-    "Write and export one notebook; no other file of the package may change."
+def add_defense(folder, kind):
+    "One notebook of a defense of this kind."
     name = f"{kind}_of_mine"
     record = RECORD.format(name=name, kind=kind.upper(), needs=NEEDS.get(kind, ()))
-    code = "#| export" + IMPORTS + BODIES[kind] + record
-    sources = (f"#| default_exp defense.{name}", code)
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    notebook = folder / "nbs" / "api" / "defense" / f"{name}.ipynb"
-    notebook.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), notebook)
-    before = contents(folder / "natrig_nb")
-    nb_export(notebook, lib_path=folder / "natrig_nb")
-    after = contents(folder / "natrig_nb")
-    assert set(after) - set(before) == {str(folder / "natrig_nb" / "defense" / f"{name}.py")}
-    assert {path: after[path] for path in before} == before
-
-
-def run_python(folder, *arguments):
-    "Python with the copy of the package."
-    env = {**os.environ, "PYTHONPATH": str(folder)}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+    add_module(folder, f"defense.{name}", IMPORTS + BODIES[kind] + record)
 
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
     "A copy of the package with one more defense of each kind."
-    folder = tmp_path_factory.mktemp("copy")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "natrig_nb", folder / "natrig_nb", ignore=ignored)
+    folder = copy_package(tmp_path_factory.mktemp("copy"))
     for kind in BODIES:
-        add_notebook(folder, kind)
+        add_defense(folder, kind)
     return folder
 
 

@@ -18,11 +18,8 @@ from natrig_nb.data.portraits import portraits
 from natrig_nb.generator.load import load_generator
 from natrig_nb.report.html import write_report
 from natrig_nb.runs.config import PRESETS, RunConfig, changed
-from natrig_nb.runs.experiments.walkthrough import (
-    attack_again,
-    walkthrough,
-    walkthrough_triggers,
-)
+from natrig_nb.runs.experiments.one_attack import attack_again
+from natrig_nb.runs.experiments.walkthrough import walkthrough, walkthrough_triggers
 from natrig_nb.runs.results import read_results
 from natrig_nb.runs.views import ATTACK_CASE, ATTACK_METRICS
 from natrig_nb.trigger.base import Edit
@@ -113,6 +110,12 @@ def folders(out):
     return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("artifacts/*/made.json")}
 
 
+def cell_values(table):
+    "(cell, metric) -> value, as text since nan differs from itself."
+    pairs = zip(table.cell, table.metric, strict=True)
+    return dict(zip(pairs, table.value.astype(str), strict=True))
+
+
 def test_killed_and_continued_gives_the_same_table(whole, tmp_path):
     code = f"""
 from natrig_nb.runs.config import RunConfig, changed
@@ -120,7 +123,7 @@ from natrig_nb.runs.experiments.walkthrough import walkthrough
 if __name__ == "__main__":
     walkthrough(changed(RunConfig(), **{TINY!r}), {str(tmp_path)!r})
 """
-    rng, kept, rows = random.Random(1), {}, 0
+    rng, kept, rows = random.Random(1), {}, {}
     for moment in range(MOMENTS):
         job = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
         target, deadline = len(folders(tmp_path)) + rng.randint(1, 60 // MOMENTS), time.time() + 300
@@ -128,12 +131,15 @@ if __name__ == "__main__":
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.5))
         job.send_signal(signal.SIGKILL)
-        job.wait()
+        assert job.wait() == -signal.SIGKILL, "the job ended before it was killed"
         time.sleep(1)  # the workers see that their parent is gone
-        now, table = folders(tmp_path), read_results(tmp_path)
-        assert kept.items() <= now.items() and len(table) >= rows, "finished work was lost"
-        assert not table.duplicated(["cell", "metric"]).any()
-        kept, rows = now, len(table)
+        table = read_results(tmp_path)
+        assert not table.duplicated(["cell", "metric"]).any(), "a row was written twice"
+        made, found = folders(tmp_path), cell_values(table)
+        assert kept.items() <= made.items(), "an artifact was lost or made again"
+        assert rows.items() <= found.items(), "a row was lost or changed"
+        kept, rows = made, found
+        print(f"kill {moment + 1} of {MOMENTS}: {len(kept)} artifacts, {len(rows)} rows")  # with -s
     assert not (tmp_path / "results.csv").exists()
     walkthrough(changed(RunConfig(), **TINY), tmp_path)
     pd.testing.assert_frame_equal(results(tmp_path), results(whole))
@@ -141,6 +147,8 @@ if __name__ == "__main__":
     for name in names:
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
     assert kept and kept.items() <= folders(tmp_path).items(), "finished work was done again"
+    end = read_results(tmp_path)
+    assert rows.items() <= cell_values(end).items() and len(end) == len(read_results(whole))
 
 
 def test_other_attributes(tmp_path):

@@ -11,6 +11,7 @@ import time
 import uuid
 from pathlib import Path
 
+from natrig_nb.core import progress
 from natrig_nb.runs.artifacts import Artifact
 from natrig_nb.runs.executors import make_executor
 from natrig_nb.runs.results import Results, read_results
@@ -33,7 +34,8 @@ def power(settings, number):
         mark.write_text(str(os.getpid()))
     if deadly and ((k == 3 and n % 2 and first) or (k == 5 and n == 4)):
         os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.01)
+    for seconds in progress([0.01], "a toy"):
+        time.sleep(seconds)
     if k == 7:
         raise ValueError(f"expected another power, got {k}")
     value = float(int((number / "n.txt").read_text()) ** k)
@@ -109,3 +111,9 @@ def write_rows(out, count=10_000):
 
 
 ACTIONS = {"run": run, "full": fill_the_disk, "write": write_rows}
+
+
+def main(action, out):
+    "Do one of the actions; Ctrl-C works too where the caller's shell had switched it off."
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    ACTIONS[action](out)
