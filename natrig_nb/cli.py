@@ -285,7 +285,8 @@ def run_attack(
     options: Any,  # of `attack`
 ) -> None:
     "One attack at another rate, or with other sizes."
-    from natrig_nb.runs.experiments.walkthrough import attack_again, walkthrough_triggers
+    from natrig_nb.runs.experiments.one_attack import attack_again
+    from natrig_nb.runs.experiments.walkthrough import walkthrough_triggers
     from natrig_nb.runs.settings import read_settings
 
     check_rates([options.poison_rate])
@@ -383,7 +384,7 @@ def train_stylegan2(
     )
 
 
-MIN_LABELED = 80  # faces from which an attribute network takes at least one step per epoch
+LEAST_LABELED = 80  # faces from which an attribute network takes at least one step per epoch
 
 
 def labeled_faces(
@@ -404,8 +405,8 @@ def labeled_faces(
             f"expected attributes of the faces in {options.faces}, got none: give a table with "
             "--attributes, one row per file"
         )
-    if len(faces) < MIN_LABELED:
-        raise ValueError(f"expected at least {MIN_LABELED} faces to learn from, got {len(faces)}")
+    if len(faces) < LEAST_LABELED:
+        raise ValueError(f"expected at least {LEAST_LABELED} faces to learn from, got {len(faces)}")
     return with_other(faces, attributes=faces.attributes[names])
 
 
@@ -418,8 +419,10 @@ def run_attribute_training(
 
     faces = labeled_faces(options)
     n = len(faces) * 9 // 10
-    net = train_attributes(faces[:n], epochs=options.epochs or 12, seed=options.seed)
-    file = Path(options.out) / "attributes.safetensors"
+    file, state = Path(options.out) / "attributes.safetensors", Path(options.out) / "state.pt"
+    state.parent.mkdir(parents=True, exist_ok=True)
+    epochs = options.epochs or 12
+    net = train_attributes(faces[:n], epochs=epochs, seed=options.seed, checkpoint=state)
     save_attributes(net, file)
     scores = attribute_scores(net, faces[n:].images)
     for i, name in enumerate(net.names):
@@ -538,7 +541,7 @@ def check_grid_names(
 def run_audit(
     options: Any,  # of `audit`
 ) -> None:
-    "The verdict on the terminal, everything else on one page."
+    "The verdict on the terminal, everything else on one page; exit code 1: suspicious, 3: incompetent."
     from natrig_nb.audit.run import audit
 
     given = given_options(options, ("passes", "seconds", "benign", "n_references"))
@@ -561,9 +564,16 @@ def run_audit(
         size=options.resolution,
         network=options.network,
         only=list(options.only) or None,
+        older=options.older or bool({"seconds", "passes"} & given.keys()),
+        generator=options.generator,
+        fake_class=options.fake_class,
         **more,
     )
-    print(f"{done.verdict}\nreport: {done.report}")
+    asked = [name for name in done.found if name != "predictions"]
+    if asked:
+        print(f"older defenses: {done.verdict}")
+    print(f"{done.search.verdict}\nreport: {done.report}")
+    raise SystemExit(done.search.exit_code)
 
 
 def run_doctor(
@@ -623,6 +633,63 @@ def run_zoo(
     shown = table[["method", "kind", "asr", "n", "auroc", "found", "named"]]
     print(shown.to_string(index=False, float_format="%.2f", na_rep=""))
 
+# %% ../nbs/api/cli.ipynb #3cf1f4e2
+def run_survey_make(
+    options: Any,  # of `survey make`
+) -> None:
+    "The page of a survey about the triggers of a run."
+    from natrig_nb.survey.page import make_study, read_texts, write_survey
+    from natrig_nb.survey.plan import Design
+    from natrig_nb.survey.stimuli import chosen_triggers, run_stimuli, survey_config
+
+    texts = read_texts(options.texts)
+    names = chosen_triggers(survey_config(options.run), list(options.triggers) or None)
+    design = Design(tuple(names), seed=options.seed)
+    stimuli = run_stimuli(options.run, names, design, options.seed)
+    study = make_study(stimuli, design, options.contact)
+    page = write_survey(options.out, study, texts)
+    n_questions = len(study["forms"][0])
+    print(f"{len(names)} triggers, {n_questions} questions, {len(study['forms'])} forms: {page}")
+
+
+def run_survey_serve(
+    options: Any,  # of `survey serve`
+) -> None:
+    "Show the page on this machine and collect answers."
+    from natrig_nb.survey.server import serve_survey
+
+    serve_survey(options.page, options.out, options.host, options.port)
+
+
+def run_survey_analyze(
+    options: Any,  # of `survey analyze`
+) -> None:
+    "What people noticed, in sentences and a page."
+    from natrig_nb.survey.report import analyze_survey
+
+    done = analyze_survey(options.folder, options.out)
+    print("\n".join(done.sentences))
+    print(f"report: {done.report}")
+
+
+def run_survey_simulate(
+    options: Any,  # of `survey simulate`
+) -> None:
+    "Studies of planted participants, to prove the analysis."
+    from natrig_nb.survey.simulation import write_simulations
+
+    print(write_simulations(options.out, options.studies).to_string(index=False))
+
+
+def run_survey_observers(
+    options: Any,  # of `survey observers`
+) -> None:
+    "What instruments notice of the triggers of a run."
+    from natrig_nb.survey.observers import write_observers
+
+    table = write_observers(options.out, options.run, list(options.triggers) or None)
+    print(table.to_string(index=False))
+
 # %% ../nbs/api/cli.ipynb #3ecf4702
 class Command(NamedTuple):
     "A command of `natrig`."
@@ -679,16 +746,25 @@ same command continues; a changed option recomputes what depends on it.
   natrig perturbations --visibility --out out/walkthrough
                                                    backdoors at equal visibility too; the detectors
                                                    of a walkthrough in --out are used again"""
-AUDIT_TEXT = """Minutes to an hour, by --seconds. The verdict is never that a detector is clean.
+AUDIT_TEXT = """Two minutes on two cores. The verdict is never that a detector is clean. Exit code 0: nothing found,
+1: suspicious, 3: no verdict, since the detector or the references cannot tell these faces apart.
 
-  natrig audit detector.safetensors --faces trusted.zip --fakes fakes.zip --suspects new.zip
-  natrig audit hf:owner/name --faces trusted --seconds 600"""
+  natrig audit detector.safetensors --faces trusted.zip --fakes fakes.zip
+  natrig audit detector.safetensors --faces trusted --generator runs/faces
+  natrig audit hf:owner/name --faces trusted --older --seconds 600"""
 ZOO_TEXT = """Three hours on two cores. Stopped, the same command continues.
 
   natrig zoo                                       240 detectors of portraits
   natrig zoo --detectors 24 --out out/small        the first 24 of them
   natrig zoo --executor ray --address auto         on a cluster
   natrig zoo --methods latent_inversion            one method; the others are left for later"""
+SURVEY_TEXT = """Can people see a trigger? One page without network, and the analysis of its answers.
+
+  natrig survey make --out survey.html             a minute; all triggers of a walkthrough with --run
+  natrig survey serve survey.html                  collects answers of a class
+  natrig survey analyze out/survey/answers         seconds
+  natrig survey simulate                           an hour: 500 studies of 12, 30 and 100 people
+  natrig survey observers                          minutes: PSNR, features, outliers, a detector"""
 DOCTOR_TEXT = """Seconds.
 
   natrig doctor
@@ -772,7 +848,15 @@ AUDIT_OPTIONS = (
     Option("passes", int, "forward passes of one probe on one detector", shown_default="3000"),
     Option("resolution", int, "side of the images, pixels", shown_default="the detector's"),
     Option("network", str, "network of a plain state dict, e.g. resnet18"),
-    Option("only", tuple[str, ...], "only these defenses", (), "all"),
+    Option(
+        "generator",
+        str,
+        "that is searched for triggers",
+        shown_default="of the portraits, for portraits",
+    ),
+    Option("fake_class", str, "which output means fake: 0 or 1, or the name of a class"),
+    Option("older", bool, "ask the older defenses, too, which takes minutes to an hour", False),
+    Option("only", tuple[str, ...], "of the older defenses, ask only these", (), "none"),
     SEED,
 )
 ZOO_OPTIONS = (
@@ -827,6 +911,46 @@ ATTRIBUTE_OPTIONS = (
     ),
     Option("epochs", int, "passes over nine tenths of the faces", shown_default="12"),
     SEED,
+)
+RUN = Option(
+    "run",
+    str,
+    "folder of a walkthrough; without one, triggers of portraits are found",
+    "out/survey",
+)
+SURVEY_TRIGGERS = Option("triggers", tuple[str, ...], "only these triggers", (), "all of the run")
+SURVEY_MAKE_OPTIONS = (
+    OUT._replace(help="the page", default="out/survey/survey.html"),
+    RUN,
+    SURVEY_TRIGGERS,
+    Option("contact", str, "whom participants can ask", ""),
+    Option(
+        "texts", str, "JSON table of the page's texts in another language", shown_default="English"
+    ),
+    SEED,
+)
+SURVEY_SERVE_OPTIONS = (
+    Option(
+        "page", str, "made by `natrig survey make`", "out/survey/survey.html", is_positional=True
+    ),
+    OUT._replace(help="folder of the answers", default="out/survey/answers"),
+    Option(
+        "host", str, "address to bind to; 0.0.0.0: all, for a class on one network", "127.0.0.1"
+    ),
+    Option("port", int, "of the address", 8000),
+)
+SURVEY_ANALYZE_OPTIONS = (
+    Option("folder", str, "of files of answers", "out/survey/answers", is_positional=True),
+    Option("out", str, "folder of the report", shown_default="analysis, in the folder of answers"),
+)
+SURVEY_SIMULATE_OPTIONS = (
+    OUT._replace(help="the table; finished sizes are kept", default="out/survey/simulations.csv"),
+    Option("studies", int, "simulated studies of each size", 500),
+)
+SURVEY_OBSERVER_OPTIONS = (
+    OUT._replace(help="the table", default="out/survey/observers.csv"),
+    RUN,
+    SURVEY_TRIGGERS,
 )
 FOLDERS = Option(
     "folders", tuple[str, ...], "folders to look in", (), "this one", is_positional=True
@@ -886,7 +1010,7 @@ COMMANDS = {
         Command(
             "audit",
             run_audit,
-            "Measure one detector with every defense that applies, beside benign ones.",
+            "Search a trigger that opens one detector and not benign ones, with a name and a verdict.",
             AUDIT_TEXT,
             AUDIT_OPTIONS,
         ),
@@ -896,6 +1020,41 @@ COMMANDS = {
             "Many small detectors, benign and backdoored: how often is each inspection right?",
             ZOO_TEXT,
             ZOO_OPTIONS,
+        ),
+        Command(
+            "survey make",
+            run_survey_make,
+            "Make a page that asks people which faces were tampered with.",
+            SURVEY_TEXT,
+            SURVEY_MAKE_OPTIONS,
+        ),
+        Command(
+            "survey serve",
+            run_survey_serve,
+            "Show the page of a survey on this machine and collect the answers.",
+            SURVEY_TEXT,
+            SURVEY_SERVE_OPTIONS,
+        ),
+        Command(
+            "survey analyze",
+            run_survey_analyze,
+            "What people noticed: rates, d', comparisons, power.",
+            SURVEY_TEXT,
+            SURVEY_ANALYZE_OPTIONS,
+        ),
+        Command(
+            "survey simulate",
+            run_survey_simulate,
+            "Prove the analysis of surveys on planted participants.",
+            SURVEY_TEXT,
+            SURVEY_SIMULATE_OPTIONS,
+        ),
+        Command(
+            "survey observers",
+            run_survey_observers,
+            "What instruments, which are not people, notice of each trigger.",
+            SURVEY_TEXT,
+            SURVEY_OBSERVER_OPTIONS,
         ),
         Command(
             "doctor",
@@ -948,6 +1107,9 @@ def parsed(
     arguments: list[str],  # of the command line
 ) -> tuple[Command, Any]:  # the command and its options
     "Read the command line; the help and errors of usage end the program."
+    two_words = " ".join(arguments[:2])
+    if two_words in COMMANDS:
+        arguments = [two_words, *arguments[2:]]
     types = {name: options_type(command) for name, command in COMMANDS.items()}
     asks_for_help = len(arguments) > 1 and arguments[0] in COMMANDS
     chosen = {arguments[0]: types[arguments[0]]} if asks_for_help else types

@@ -129,7 +129,7 @@ def settings_of(
     check_places(given)
     named = tuple(given)
     if "faces" in given and not {"fakes", "generator"} & set(given):
-        _find_fakes(given, remarks, make_generator)
+        _find_fakes(given, remarks, make_generator, quick)
     preset = "diffusion" if _is_prompted(given) else "portraits"
     values: dict[str, Any] = {"dataset": "photographs"} if "faces" in given else {}
     values |= {"seeds": QUICK["seeds"]} if quick else {}
@@ -141,17 +141,16 @@ def settings_of(
     cfg = changed(PRESETS[preset], **values)
     cfg = _with_triggers(cfg, given, remarks)
     pictures = bool(cfg.data.faces or cfg.generator.fakes)
-    most = Sizes(*(QUICK[name] for name in Sizes._fields)) if quick else None
     if quick and not pictures:
         cfg = changed(cfg, **{name: n for name, n in QUICK.items() if name not in named})
     there = count_given(cfg) if pictures else Given(None, None)
-    cfg = fitted(cfg, there, named, most)
+    cfg = fitted(cfg, there, named, _most(quick))
     if pictures or {"n_train", "n_held_out"} & set(named):
         remarks.append(sizes_text(cfg, there))
     return Asked(with_full_paths(cfg), remarks)
 
 
-def _find_fakes(given, remarks, make_generator):
+def _find_fakes(given, remarks, make_generator, quick):
     "Where faces come without fakes: those in the same place, or a generator that is trained."
     if holds_fakes(changed(RunConfig(), **_readable(given)).data):
         given["fakes"] = given["faces"]
@@ -160,7 +159,14 @@ def _find_fakes(given, remarks, make_generator):
         return
     if make_generator is None:
         raise ValueError("expected --generator or --fakes with --faces, got neither")
+    cfg = _with_triggers(changed(RunConfig(), **given), given, [])
+    fitted(cfg, count_given(cfg), tuple(given), _most(quick))  # before hours of training
     given["generator"] = make_generator(given)
+
+
+def _most(quick):
+    "The sizes that a trial run on given pictures does not exceed."
+    return Sizes(*(QUICK[name] for name in Sizes._fields)) if quick else None
 
 
 def _readable(given):

@@ -101,7 +101,7 @@ def case_columns(
     return {
         "experiment": experiment,
         "dataset": cfg.data.dataset,
-        "generator": generator_label(cfg.generator),
+        "generator": looked_up(recipes, generator_label, cfg.generator),
         "trigger": cell.trigger,
         "label": cfg.attack.label_mode,
         "rate": cfg.attack.poison_rate,

@@ -39,7 +39,6 @@ from natrig_nb.trigger.base import (
 )
 
 from ..core import FAKE, REAL, FaceSet, check, load_tensors, resolve, save_tensors, to_uint8
-from ..data.layouts import attribute_columns
 from ..data.portraits import camera, population
 from ..data.portraits import paint_portraits as paint
 from ..data.sides import read_side
@@ -115,9 +114,10 @@ def once(
     @wraps(describe)
     def known(recipes: Recipes, *settings) -> Artifact:
         name = (describe.__qualname__, *settings)
-        if name not in recipes:
-            recipes[name] = describe(recipes, *settings)
-        return recipes[name]
+        found = recipes.get(name)  # one look, since hashing nested settings takes time
+        if found is None:
+            found = recipes[name] = describe(recipes, *settings)
+        return found
 
     return known
 
@@ -129,9 +129,10 @@ def looked_up(
 ) -> Any:
     "The result of a function that is asked the same for many cells."
     name = (find.__qualname__, *arguments)
-    if name not in recipes:
-        recipes[name] = find(*arguments)
-    return recipes[name]
+    found = recipes.get(name)
+    if found is None:
+        found = recipes[name] = find(*arguments)
+    return found
 
 
 def recipe(
@@ -295,10 +296,8 @@ def make_attributes(
 ) -> None:
     "Train an attribute network on real faces."
     ds = faces_with_table(faces, pictures, attributes, resolution, real, fake)["train"]
-    names = attribute_columns(ds.attributes)
-    check(len(names) > 0, f"expected attributes in {attributes}, got none")
     epochs = ATTRIBUTE_EPOCHS * min(5, max(1, round(4000 / len(ds))))
-    save_attributes(train_attributes(ds, names, epochs=epochs), folder / ATTRIBUTE_FILE)
+    save_attributes(train_attributes(ds, epochs=epochs), folder / ATTRIBUTE_FILE)
 
 
 def open_attributes(

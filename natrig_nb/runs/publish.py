@@ -23,8 +23,10 @@ from natrig_nb.runs.views import (
 
 from .artifacts import Artifact
 from .config import RunConfig
+from .given import count_given
 from .measurements import Cell, attack_artifacts, fakes_of
 from .preparation import Recipes
+from .ready import Possible
 from .results import read_results
 
 # %% ../../nbs/api/runs/publish.ipynb #0f2d6886
@@ -61,13 +63,13 @@ class Published(NamedTuple):
     "What a walkthrough returns and notes about itself."
 
     table: pd.DataFrame  # of results.csv
-    quality: dict[str, Any]  # of quality.json
+    about: dict[str, Any]  # what there was, what is left out, and quality.json
 
 
 def publish(
     recipes: Recipes,  # artifacts described so far
     cfg: RunConfig,  # settings of the run
-    cells: list[Cell],  # of the run
+    possible: Possible,  # cells of the run, and what is left out
     rows: pd.DataFrame,  # their rows of the long table
     records: list[Artifact],  # files for `records/`
     quality: list[Artifact],  # of fakes and attribute network
@@ -75,10 +77,15 @@ def publish(
 ) -> Published:
     "Write the files of a finished walkthrough."
     publish_records([record.folder(out) for record in records], out)
-    own = [cell for cell in cells if cell.cfg == cfg]
+    own = [cell for cell in possible.cells if cell.cfg == cfg]
     publish_detectors(recipes, [cell for cell in own if cell.defense == "none"], out)
     ordered = in_order(rows, list(dict.fromkeys(cell.trigger for cell in own)))
     at_own_rate = pd.DataFrame(ordered[ordered.rate == cfg.attack.poison_rate])
     table = write_table(attack_table(at_own_rate), Path(out) / "results.csv")
     write_table(defense_table(ordered), Path(out) / "defenses.csv")
-    return Published(table, publish_quality(quality, out))
+    about = {
+        "given": count_given(cfg)._asdict(),
+        "left_out": possible.left_out,
+        "quality": publish_quality(quality, out),
+    }
+    return Published(table, about)

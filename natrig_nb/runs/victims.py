@@ -184,7 +184,7 @@ def rendering_recipe(
     }
     if generator.fakes:
         return inputs, {}, trigger.code
-    inputs["generator"] = generator_file(generator)
+    inputs["generator"] = looked_up(recipes, generator_file, generator)
     code = (*trigger.code, *looked_up(recipes, generator_code, generator))
     return inputs, looked_up(recipes, generator_settings, generator), code
 

@@ -25,8 +25,7 @@ from ..config import RunConfig
 from ..executors import make_executor
 from ..measurements import Cell, measurements_of
 from ..preparation import Recipes, available_triggers
-from ..ready import check_cells, check_names, possible_cells, print_left_out
-from ..settings import check_writable
+from ..ready import check_cells, check_names, ready
 
 # %% ../../../nbs/api/runs/experiments/grid.ipynb #927c8050
 BASELINES = ("badnets", "blended", "wanet")  # painted triggers that are compared along every axis
@@ -97,11 +96,8 @@ def grid(
     "Compute what is left of a grid; a failed cell is a row with its error."
     check(len(cells) > 0, "expected at least one cell, got none")
     check_names([executor], EXECUTORS, "an executor")
-    check_writable(out)
     recipes = Recipes()
-    check_cells(recipes, cells)
-    possible = possible_cells(recipes, cells, Path(out).absolute())
-    print_left_out(possible)
+    possible = ready(recipes, cells, out)
     make = partial(make_executor, executor, workers, address, gpus)
     measurements = measurements_of(recipes, possible.cells, EXPERIMENT)
     return run_measurements(measurements, Path(out).absolute(), make, (), retries, again, "grid")

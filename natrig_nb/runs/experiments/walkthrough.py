@@ -8,22 +8,19 @@ __all__ = ['EXPERIMENT', 'PAINTED', 'DEFENSES', 'walkthrough_triggers', 'walkthr
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
-from ...core import check
 from ..artifacts import Artifact
-from ..config import PRESETS, RunConfig, changed, with_full_paths
+from ..config import PRESETS, RunConfig, with_full_paths
 from ..executors import make_executor
-from ..given import count_given
 from ..measurements import Cell, attack_measurement, defense_measurement
 from ..preparation import Recipes, available_triggers, quality_artifacts
 from ..publish import publish, write_rates
-from ..ready import check_cells, check_names, possible_cells, print_left_out
+from ..ready import ready
 from ..run import Measurement, run_measurements
-from ..settings import check_folder, claim_folder, read_settings, sign_folder
-from ..views import attack_table, check_complete
+from ..settings import check_folder, claim_folder, sign_folder
+from ..views import check_complete
 from . import walkthrough_records as recorded
 from .grid import expand
 
@@ -93,9 +90,7 @@ def walkthrough(
     start, recipes, cfg = time.time(), Recipes(), with_full_paths(cfg)
     cells = walkthrough_cells(cfg, rates)
     check_folder(cfg, out)
-    check_cells(recipes, cells)
-    possible = possible_cells(recipes, cells, out)
-    print_left_out(possible)
+    possible = ready(recipes, cells, out)
     measurements = [walkthrough_measurement(recipes, cell) for cell in possible.cells]
     records = walkthrough_records(recipes, cfg, possible.cells)
     quality = quality_artifacts(recipes, cfg.data, cfg.generator)
@@ -104,32 +99,7 @@ def walkthrough(
     made = [*records, *quality]
     rows = run_measurements(measurements, out, make, made, again=True, title=EXPERIMENT)
     check_complete(rows, out)
-    table, about = publish(recipes, cfg, possible.cells, rows, records, quality, out)
+    done = publish(recipes, cfg, possible, rows, records, quality, out)
     write_rates(out, EXPERIMENT, walkthrough_triggers(cfg))
-    given = count_given(cfg)._asdict()
-    sign_folder(out, time.time() - start, given=given, left_out=possible.left_out, quality=about)
-    return table
-
-
-def attack_again(
-    out: str | Path,  # folder of a walkthrough
-    trigger: str,  # one of its triggers
-    rate: float,  # poisoned / all samples, in [0,1)
-    seed: int = 0,  # one of its seeds
-    **sizes: int,  # n_train, n_substitute, n_held_out, epochs; those of the walkthrough unless given
-) -> dict[str, Any]:  # a row of the results table
-    "One more attack at another poisoning rate; kept in `records/rates.csv` unless sizes differ."
-    cfg = changed(read_settings(out), poison_rate=rate, **sizes)
-    check_names([trigger], walkthrough_triggers(cfg), "a trigger")
-    n = cfg.evaluation.seeds
-    check(0 <= seed < n, f"expected a seed below {n}, those of the job in {out}, got {seed}")
-    cell, recipes = Cell(cfg, trigger, seed=seed), Recipes()
-    check_cells(recipes, [cell])
-    for why in possible_cells(recipes, [cell], out).left_out.values():
-        raise ValueError(why)
-    experiment = "attack" if sizes else EXPERIMENT
-    measurement = attack_measurement(recipes, cell, experiment, transforms=False)
-    rows = run_measurements([measurement], out, make_executor, again=True, title="attack")
-    check_complete(rows, out)
-    write_rates(out, EXPERIMENT, walkthrough_triggers(cfg))
-    return attack_table(rows).iloc[0].to_dict()
+    sign_folder(out, time.time() - start, **done.about)
+    return done.table
