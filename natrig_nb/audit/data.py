@@ -89,9 +89,11 @@ DEFAULT_SIZE = 64  # pixels per side where a detector file does not state its in
 def open_detector(
     path: str | Path,  # as `load_detector` takes it
     network: str | None = None,  # name of the network of a plain state dict
+    fake_class: str | None = None,  # which output means fake, as `load_detector` takes it
 ) -> nn.Module:  # on the device that everything runs on
     "Load a detector; any failure to read the file becomes one sentence."
-    options = {"name": network} if network else {}
+    given = {"name": network, "fake_class": fake_class}
+    options = {name: value for name, value in given.items() if value is not None}
     try:
         model = load_detector(path, **options)
     except (ValueError, FileNotFoundError):

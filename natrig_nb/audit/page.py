@@ -11,7 +11,7 @@ import io
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -367,6 +367,7 @@ def audit_page(
     left_out: dict[str, str],  # title of a defense -> why it was left out
     data: AuditData,  # the images of the audit
     references: dict[str, list[np.ndarray]],  # set -> p_fake (k,n) of the reference detectors
+    lead: dict[str, Any] | None = None,  # what leads the page, as `audit.triggers` gives it
 ) -> str:  # HTML
     "The whole page."
     rows = [row for finding in findings.values() for row in comparison_rows(finding)]
@@ -378,6 +379,7 @@ def audit_page(
         verdict=says[0].upper() + says[1:],
         is_unusual=bool(unusual(findings)),
         disclaimer=DISCLAIMER,
+        lead=lead,
         overview=sorted(rows, key=lambda row: STATES.index(row["state"])),
         caveats=comparison_caveats(summary, findings),
         first_images=first_images(findings, data, references),
@@ -394,9 +396,10 @@ def write_audit(
     left_out: dict[str, str],  # title of a defense -> why it was left out
     data: AuditData,  # the images of the audit
     references: dict[str, list[np.ndarray]],  # set -> p_fake (k,n) of the reference detectors
+    lead: dict[str, Any] | None = None,  # what leads the page
 ) -> Path:  # of report.html
     "Write `report.html` and `findings.json`."
-    page = audit_page(summary, findings, left_out, data, references)
+    page = audit_page(summary, findings, left_out, data, references, lead)
     content = {
         "verdict": verdict(findings),
         **summary._asdict(),

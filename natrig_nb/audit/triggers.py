@@ -20,7 +20,18 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from torch import nn
+from torch.nn import functional as F
 
+from natrig_nb.core import (
+    REAL,
+    called_real,
+    check,
+    concat,
+    contact_sheet,
+    digest,
+    resolve,
+    write_atomic,
+)
 from natrig_nb.defense.sweep import (
     SweepFaces,
     SweepPoint,
@@ -32,7 +43,6 @@ from natrig_nb.defense.sweep import (
     sweep_result,
 )
 
-from ..core import REAL, check, contact_sheet, digest, resolve, write_atomic
 from ..data.portraits import portraits
 from ..defense.base import MATERIALS, defense_specs
 from ..defense.found import FoundTrigger
@@ -74,12 +84,13 @@ def balanced_accuracy(
 
 def judge_competence(
     suspect: torch.Tensor,  # (n,) probability of fake of trusted images
-    references: Sequence[torch.Tensor],  # the same by each reference
     labels: torch.Tensor,  # (n,) REAL or FAKE
+    references: Sequence[torch.Tensor],  # (m,) probability of fake by each reference
+    reference_labels: torch.Tensor,  # (m,) of the images that those were shown
 ) -> Competence:
     "Say whether suspect and references are good enough on these images."
     own = balanced_accuracy(suspect, labels)
-    theirs = [balanced_accuracy(p_fake, labels) for p_fake in references]
+    theirs = [balanced_accuracy(p_fake, reference_labels) for p_fake in references]
     n = len(labels)
     reason = ""
     if len(labels.unique()) < 2:
@@ -282,21 +293,55 @@ def threshold_of(
     return base
 
 
-def _swept(model, references, source, data, size, limits):
-    "The sweep of one source: method, result and faces."
+class AtSize(nn.Module):
+    "A detector behind a resizing to the size that it reads."
+
+    def __init__(
+        self,
+        model: nn.Module,  # a detector
+        size: int,  # pixels per side of its pictures
+    ):
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "Images (n,3,r,r) in [-1,1] of any size -> logits (n,2)."
+        if x.shape[-1] != self.size:
+            size = (self.size, self.size)
+            x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return self.model(x)
+
+
+MOST_PASSING = 0.5  # share of the generator's plain fakes that may pass
+
+
+def _faces_of(source, data):
+    "The sweep's faces of a source, with the trusted real faces in their support."
+    trusted = concat(data.reference_train, data.defender)
+    trusted = replace(trusted, images=_resized(trusted.images, source.generator.resolution))
+    support = known_support(source.generator, source.attribute_net, trusted)
+    return latent_faces(source.generator, source.directions, support)
+
+
+def _fit_reason(models, faces, source):
+    "Why a generator's fakes say nothing about these detectors; empty where they do."
+    plain = faces.images(SweepPoint((), ()))
+    passed = [float(called_real(predict_fake(model, plain)).double().mean()) for model in models]
+    worst = max(passed[0], float(np.median(passed[1:])))
+    if worst <= MOST_PASSING:
+        return ""
+    return f"{worst:.0%} of the plain fakes of {source.name} pass as real already"
+
+
+def _swept(model, references, source, faces, limits):
+    "The sweep of one source: method and result."
     start = time.perf_counter()
-    support = known_support(source.generator, source.attribute_net, data.defender)
-    faces = latent_faces(source.generator, source.directions, support)
-    if source.generator.resolution != size:
-        render = faces.render_point
-        faces = SweepFaces(
-            faces.names, lambda point: _resized(render(point), size), support, faces.step_of
-        )
     limit = threshold_of("sweep", limits)
     counts = sweep_counts(model, references, faces)
     result = sweep_result(counts, min_excess=limit, step_of=faces.step_of)
     method = Method(result.statistic, limit, time.perf_counter() - start, result.found)
-    return method, result, faces
+    return method, result
 
 
 def _inverted(model, references, source, data, limits):
@@ -343,23 +388,27 @@ def search_triggers(
     if len(references) < 2:
         reason = f"No verdict: expected at least 2 reference detectors, got {len(references)}."
         return Search(INCOMPETENT, reason, competence)
-    methods, left_out, result, faces = {}, {}, None, None
+    methods: dict[str, Method] = {}
+    left_out: dict[str, str] = {}
+    result = faces = None
+    name, reason = "", source.reason if isinstance(source, NoSource) else ""
     if isinstance(source, Source):
-        methods["sweep"], result, faces = _swept(model, references, source, data, size, limits)
-        if source.generator.resolution == size:
-            methods["latent_inversion"] = _inverted(model, references, source, data, limits)
-        else:
-            left_out["latent_inversion"] = (
-                f"the generator makes pictures of {source.generator.resolution} pixels, "
-                f"the detector reads {size}"
-            )
-    else:
-        left_out = dict.fromkeys(("sweep", "latent_inversion"), source.reason)
+        name = source.name
+        faces = _faces_of(source, data)
+        everyone = [model, *references]
+        if source.generator.resolution != size:
+            everyone = [AtSize(each, size) for each in everyone]
+        reason = _fit_reason(everyone, faces, source)
+        if not reason:
+            suspect, others = everyone[0], everyone[1:]
+            methods["sweep"], result = _swept(suspect, others, source, faces, limits)
+            methods["latent_inversion"] = _inverted(suspect, others, source, data, limits)
+    if reason:
+        left_out = dict.fromkeys(("sweep", "latent_inversion"), reason)
         net = load_attributes(resolve(PORTRAIT_NETWORK))
         methods["slices"] = _sliced(model, references, net, data, limits)
     highest = max(methods.values(), key=lambda method: method.ratio)
     verdict = SUSPICIOUS if highest.ratio > 1 else NOTHING
-    name = source.name if isinstance(source, Source) else ""
     search = Search(verdict, "", competence, methods, left_out, result, faces, name)
     return replace(search, reason=_reason_of(search))
 
@@ -371,7 +420,8 @@ def measure_competence(
 ) -> Competence:
     "Ask suspect and references about the held-out trusted images."
     p_fake = [predict_fake(m, data.test.images) for m in (model, *references)]
-    return judge_competence(p_fake[0], p_fake[1:], data.test.labels)
+    labels = data.test.labels
+    return judge_competence(p_fake[0], labels, p_fake[1:], labels)
 
 
 def _reason_of(search):
