@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
+from miniature import arrays, expected, write_hostile  # noqa: E402
 from official import Persistent, official_names, save_nvlabs, save_rosinality  # noqa: E402
 from checkpoint_fuzz import fuzz  # noqa: E402
 
@@ -22,12 +23,15 @@ from natrig_nb.generator.load import load_generator
 from natrig_nb.generator.stylegan2 import save_generator  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-REFERENCE = Path(os.environ.get("NATRIG_REFERENCE", "no-reference"))
+OFFICIAL = Path(os.environ.get("NATRIG_REFERENCE", "no-reference"))  # made by official code
+OWN = ROOT / "tests/reference"  # made by tests/miniature.py
+NETWORKS = [
+    path
+    for folder in (OWN, OFFICIAL)
+    for path in sorted((folder / "stylegan2").glob("*-*.p*"))
+    if path.suffix in (".pkl", ".pt")
+]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-needs_reference = pytest.mark.skipif(
-    not (REFERENCE / "stylegan2").is_dir(),
-    reason="expected NATRIG_REFERENCE to hold stylegan2/ and checkpoints-hostile/",
-)
 slow = pytest.mark.skipif(
     not os.environ.get("NATRIG_SLOW"), reason="takes minutes: set NATRIG_SLOW=1"
 )
@@ -37,20 +41,35 @@ def apart(ours, theirs):
     return float((ours.cpu() - torch.as_tensor(theirs)).abs().max())
 
 
-@pytest.fixture(scope="module", params=["nvlabs-64.pkl", "rosinality-64.pt"])
+@pytest.fixture(scope="module", params=NETWORKS, ids=lambda path: path.stem)
 def reference(request):
-    "A reference network and what the official code made of it."
-    if not (REFERENCE / "stylegan2").is_dir():
-        pytest.skip("expected NATRIG_REFERENCE to hold stylegan2/")
-    path = REFERENCE / "stylegan2" / request.param
+    "A reference network, and what the official code or our own arithmetic in NumPy made of it."
+    path = request.param
     return load_stylegan2(path), dict(np.load(path.with_name(path.stem + "-expected.npz")))
+
+
+def test_the_networks_are_there():
+    stems = {path.stem for path in NETWORKS}
+    assert {"nvlabs-16", "rosinality-16"} <= stems
+    assert OFFICIAL.is_dir() == ("nvlabs-64" in stems)
+
+
+def test_arithmetic_in_numpy_as_official(reference):
+    "What the small files expect is computed as the official code does."
+    G, official = reference
+    one = {name: value if name == "direction" else value[:1] for name, value in official.items()}
+    ours = expected(arrays(G.cpu()), np.float64(one["z"]), np.float64(one["direction"]))
+    shared = [name for name in ours if name in one and ours[name].ndim == one[name].ndim]
+    assert len(shared) >= 7
+    for name in shared:
+        assert np.abs(ours[name] - one[name]).max() < 1e-5, name
 
 
 def test_w_as_official(reference):
     G, expected = reference
     z, broad = (
         torch.from_numpy(expected["z"]),
-        lambda w: w if w.ndim == 3 else w[:, None].repeat(10, 1),
+        lambda w: w if w.ndim == 3 else w[:, None].repeat(G.mapping.num_ws, 1),
     )
     for key, settings in (
         ("w_psi1", dict()),
@@ -88,7 +107,8 @@ def test_images_as_official(reference):
 def test_contract_of_a_loaded_generator(reference):
     G, expected = reference
     w = G.sample(3, seed=0, psi=0.7)
-    assert w.shape == (3, G.settings["w_dim"]) and G(w).shape == (3, 3, 64, 64)
+    r = G.resolution
+    assert w.shape == (3, G.settings["w_dim"]) and G(w).shape == (3, 3, r, r)
     assert (
         apart(G.sample(8, seed=0, psi=0.7)[:3], w) < 1e-5
         and not any(p.requires_grad for p in G.parameters())
@@ -263,9 +283,18 @@ for path in sys.argv[1:]:
 """
 
 
-@needs_reference
-def test_hostile_files(tmp_path):
-    files = sorted((REFERENCE.resolve() / "checkpoints-hostile").glob("*.pkl"))
+@pytest.fixture(scope="module", params=[OWN, OFFICIAL] if OFFICIAL.is_dir() else [OWN])
+def hostile(request, tmp_path_factory):
+    "A folder of checkpoints that are made to do harm, and the tensors of the sound one among them."
+    if request.param is OFFICIAL:
+        folder = OFFICIAL.resolve() / "checkpoints-hostile"
+        return folder, load_file(folder / "tiny_expected.safetensors")
+    folder = tmp_path_factory.mktemp("hostile")
+    return folder, write_hostile(folder).state_dict()
+
+
+def test_hostile_files(hostile, tmp_path):
+    files = sorted(hostile[0].glob("*.pkl"))
     done = subprocess.run(
         [sys.executable, "-c", HOSTILE, *map(str, files)],
         cwd=tmp_path,
@@ -296,11 +325,10 @@ def test_hostile_files(tmp_path):
         assert words in rows[f"{name}.pkl"][0], rows[f"{name}.pkl"]
 
 
-@needs_reference
 @pytest.mark.parametrize("name", ["ok_tiny", "evil_module_src"])
-def test_tiny_networks_hold_the_right_tensors(name):
-    expected = load_file(REFERENCE / "checkpoints-hostile" / "tiny_expected.safetensors")
-    state = load_stylegan2(REFERENCE / "checkpoints-hostile" / f"{name}.pkl").state_dict()
+def test_tiny_networks_hold_the_right_tensors(hostile, name):
+    folder, expected = hostile
+    state = load_stylegan2(folder / f"{name}.pkl").state_dict()
     assert {k: tuple(v.shape) for k, v in state.items()} == {
         k: tuple(v.shape) for k, v in expected.items()
     }

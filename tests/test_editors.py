@@ -17,11 +17,38 @@ from natrig_nb.trigger.natural.editor import EditorTrigger
 INTERFACEGAN = ["age", "eyeglasses", "gender", "smile", "age_c_eyeglasses", "age_w", "smile_w"]
 
 
-@pytest.fixture(scope="module")
-def reference():
-    if "NATRIG_REFERENCE" not in os.environ:
-        pytest.skip("set NATRIG_REFERENCE to the folder of official files")
-    return Path(os.environ["NATRIG_REFERENCE"])
+OFFICIAL = os.environ.get("NATRIG_REFERENCE")
+MINIATURE = Path(__file__).resolve().parent / "reference"
+
+
+def unit(v):
+    return v / np.linalg.norm(v, axis=-1, keepdims=True)
+
+
+def write_directions(folder):
+    "Random directions in the authors' layouts, their conditional boundary by its formula."
+    rng = np.random.default_rng(0)
+    boundaries = {name: unit(rng.standard_normal(512)) for name in INTERFACEGAN}
+    age, glasses = boundaries["age"], boundaries["eyeglasses"]
+    age = boundaries["age"] = unit(age + 0.2 * glasses)  # so that the projection has something to do
+    boundaries["age_c_eyeglasses"] = unit(age - (age @ glasses) * glasses)
+    for name, boundary in boundaries.items():
+        np.save(folder / f"stylegan_ffhq_{name}_boundary.npy", np.float32(boundary)[None])
+    for name, shape in (("age", (1, 512)), ("smile", (1, 512)), ("pose", (18, 512))):
+        values = unit(rng.standard_normal(shape))
+        torch.save(torch.from_numpy(np.float32(values)), folder / f"{name}.pt")
+
+
+@pytest.fixture(scope="module", params=["written here", "official"] if OFFICIAL else ["written here"])
+def reference(request, tmp_path_factory):
+    "A folder with the authors' files, or with random ones in the same layouts."
+    if request.param == "official":
+        return Path(OFFICIAL)
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "directions").mkdir()
+    write_directions(folder / "directions")
+    (folder / "stylegan2").symlink_to(MINIATURE / "stylegan2")
+    return folder
 
 
 @pytest.mark.parametrize("name", INTERFACEGAN)
@@ -72,7 +99,7 @@ def test_two_and_three_conditions(reference):
 def test_a_layer_range_moves_latents_as_official_code_did(reference):
     official = {
         k: torch.from_numpy(v)
-        for k, v in np.load(reference / "stylegan2" / "nvlabs-64-expected.npz").items()
+        for k, v in np.load(next((reference / "stylegan2").glob("nvlabs-*.npz"))).items()
     }
     expected, w = official["w_edit_psi07"], official["w_psi07"]
     assert (move(w, official["direction"], 0.5, layers=(0, 4)) - expected).abs().max() < 1e-6
