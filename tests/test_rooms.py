@@ -21,6 +21,7 @@ ORDER = [
     "runs",
     "report",
     "audit",
+    "survey",
     "doctor",
     "cli",
 ]
