@@ -690,6 +690,16 @@ def run_survey_observers(
     table = write_observers(options.out, options.run, list(options.triggers) or None)
     print(table.to_string(index=False))
 
+# %% ../nbs/api/cli.ipynb #b627a12d
+def run_repairs(
+    options: Any,  # of `repairs`
+) -> None:
+    "Unlearning and retraining beside every repair, then their table."
+    from natrig_nb.runs.experiments.repairs import compare_repairs, publish_repairs
+
+    rows = compare_repairs(options.out, workers=options.workers, executor=options.executor)
+    print(publish_repairs(rows, options.out).to_string(index=False, float_format="%.3f"))
+
 # %% ../nbs/api/cli.ipynb #3ecf4702
 class Command(NamedTuple):
     "A command of `natrig`."
@@ -765,6 +775,9 @@ SURVEY_TEXT = """Can people see a trigger? One page without network, and the ana
   natrig survey analyze out/survey/answers         seconds
   natrig survey simulate                           an hour: 500 studies of 12, 30 and 100 people
   natrig survey observers                          minutes: PSNR, features, outliers, a detector"""
+REPAIRS_TEXT = """An hour on two cores. Stopped, the same command continues.
+
+  natrig repairs                                   smile, smile+age and optimized, three seeds"""
 DOCTOR_TEXT = """Seconds.
 
   natrig doctor
@@ -873,6 +886,7 @@ ZOO_OPTIONS = (
     Option("executor", str, "where cells are computed: processes, ray or serial", "processes"),
     Option("address", str, "of a Ray cluster, e.g. auto", shown_default="this machine"),
 )
+REPAIRS_OPTIONS = (OUT._replace(default="out/repairs"), *ZOO_OPTIONS[-3:-1])
 TRAINING_OPTIONS = (
     Option("out", str, "folder of states, samples and weights", "runs/generator"),
     Option(
@@ -1055,6 +1069,13 @@ COMMANDS = {
             "What instruments, which are not people, notice of each trigger.",
             SURVEY_TEXT,
             SURVEY_OBSERVER_OPTIONS,
+        ),
+        Command(
+            "repairs",
+            run_repairs,
+            "Unlearn what an audit finds, beside every repair.",
+            REPAIRS_TEXT,
+            REPAIRS_OPTIONS,
         ),
         Command(
             "doctor",
