@@ -20,6 +20,8 @@ SHIPPED = (
     "portraits-yshape.safetensors",
     "portraits-diffusion/**/*",
     "results/*/results.parquet",
+    "results/zoo/*.json",
+    "results/zoo/*.csv",
 )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ..core import FAKE, FaceSet, check, concat, pick_device, resolve, seeded
+from ..core import FAKE, FaceSet, check, concat, pick_device, seeded, shipped
 from ..data.faces import read_faces
 from ..data.portraits import portraits
 from ..detector.base import load_detector, predict_fake
@@ -102,6 +102,11 @@ def open_detector(
         first_line = str(error).splitlines()[0][:150] if str(error) else ""
         reason = f"{type(error).__name__}: {first_line}"
         raise ValueError(f"expected a detector that can be loaded, got {path} ({reason})") from None
+    about = getattr(model, "about", None) or {}
+    check(
+        not about.get("is_untrained"),
+        f"expected a trained detector, got {path}, whose last layer has random weights",
+    )
     return model.to(pick_device())
 
 
@@ -167,7 +172,7 @@ def builtin_reference_set(
     n: int = N_BUILTIN,  # images of each class
 ) -> FaceSet:  # (2n) images, the real ones first
     "Painted portraits, and fakes of the generator in this repository."
-    generator = load_stylegan2(resolve(BUILTIN_GENERATOR))
+    generator = load_stylegan2(shipped(BUILTIN_GENERATOR))
     latents = generator.sample(n, BUILTIN_SEED, BUILTIN_PSI)
     images = _resized(render(generator, latents), size)
     names = np.array([f"builtin-{i:04d}" for i in range(n)])

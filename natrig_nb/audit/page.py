@@ -27,7 +27,7 @@ from natrig_nb.audit.statistics import (
     verdict,
 )
 
-from ..core import PALETTE, FaceSet, resolve, write_atomic
+from ..core import PALETTE, FaceSet, shipped, write_atomic
 from ..report.html import plain_text, render_page
 from ..report.tables import minus, read_records
 from .data import AuditData
@@ -371,7 +371,7 @@ def audit_page(
 ) -> str:  # HTML
     "The whole page."
     rows = [row for finding in findings.values() for row in comparison_rows(finding)]
-    records = read_records(resolve("data/results"))
+    records = read_records(shipped("data/results"))
     says = verdict(findings)
     return render_page(
         "audit.html.j2",

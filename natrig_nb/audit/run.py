@@ -41,7 +41,7 @@ from natrig_nb.audit.triggers import (
 
 from ..core import REAL, check, environment
 from ..defense.base import defense_specs
-from ..detector.base import predict_fake
+from ..detector.base import names_its_network, predict_fake
 from .page import AuditSummary, write_audit
 from .references import reference_architecture, train_reference_detectors
 from .statistics import Finding, add_bands, verdict
@@ -189,7 +189,9 @@ def audit(
     start = time.time()
     check_defense_names(only or [])
     audited = open_detector(model, network, fake_class)
-    references = [open_detector(path, network) for path in benign]
+    references = [
+        open_detector(path, None if names_its_network(path) else network) for path in benign
+    ]
     size = size or input_size(audited)
     data, builtin = load_audit_data(
         audited, size, faces, fakes, suspects, training_set, attributes, limit, seed
@@ -255,7 +257,7 @@ def _lead(
     if competence.reason:
         return search_triggers(audited, references, data, NoSource(""), size, competence=competence)
     real = data.reference_train.images[data.reference_train.labels == REAL]
-    source = choose_source(real, out, generator)
+    source = choose_source(real, [audited, *references], out, generator)
     where = source.name if isinstance(source, Source) else source.reason
     print(f"searching for a trigger: {where}", flush=True)
     return search_triggers(audited, references, data, source, size, competence=competence)

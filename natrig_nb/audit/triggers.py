@@ -29,7 +29,7 @@ from natrig_nb.core import (
     concat,
     contact_sheet,
     digest,
-    resolve,
+    shipped,
     write_atomic,
 )
 from natrig_nb.defense.sweep import (
@@ -49,7 +49,7 @@ from ..defense.found import FoundTrigger
 from ..defense.latent_inversion import latent_inversion
 from ..defense.slices import slices
 from ..detector.base import labels_look_inverted, predict_fake
-from ..generator.base import Generator
+from ..generator.base import Generator, render
 from ..generator.load import load_generator
 from ..latent.directions import Directions, find_directions
 from ..metrics import accuracy, frechet
@@ -131,6 +131,43 @@ def portrait_distance(
     return float(frechet(*features))
 
 
+class AtSize(nn.Module):
+    "A detector behind a resizing to the size that it reads."
+
+    def __init__(
+        self,
+        model: nn.Module,  # a detector
+        size: int,  # pixels per side of its pictures
+    ):
+        super().__init__()
+        self.model = model
+        self.size = size
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        "Images (n,3,r,r) in [-1,1] of any size -> logits (n,2)."
+        if x.shape[-1] != self.size:
+            size = (self.size, self.size)
+            x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        return self.model(x)
+
+
+MOST_PASSING = 0.5  # share of the generator's plain fakes that may pass
+
+
+def plain_pass_rate(
+    detectors: Sequence[nn.Module],  # suspect first, then the references
+    generator: Generator,
+    size: int,  # pixels per side of the detectors' pictures
+    n: int = 32,  # fakes
+    psi: float = 0.5,  # their truncation, in (0,1]
+) -> float:  # of the suspect or of the median reference, whichever is larger
+    "Share of a generator's plain fakes that pass."
+    plain = render(generator, generator.sample(n, 0, psi))
+    shown = [predict_fake(AtSize(detector, size), plain) for detector in detectors]
+    passed = [float(called_real(p_fake).double().mean()) for p_fake in shown]
+    return max(passed[0], float(np.median(passed[1:])))
+
+
 @dataclass(frozen=True, eq=False)
 class Source:
     "A generator whose attributes have names."
@@ -149,35 +186,43 @@ class NoSource(NamedTuple):
 
 def choose_source(
     real: torch.Tensor,  # (n,3,r,r) uint8, given real faces
+    detectors: Sequence[nn.Module],  # suspect first, then the references
     out: str | Path,  # folder of the audit, where directions are kept
     generator: str | Path | None = None,  # the user's: a file, or a folder of `train-generator`
 ) -> Source | NoSource:
     "The user's generator, the portraits' one, or none."
-    if generator is not None:
-        path = Path(generator)
-        file = path / "generator.safetensors" if path.is_dir() else path
-        network = file.parent / "attributes.safetensors"
-        is_shipped = resolve(PORTRAIT_GENERATOR).resolve() == file.resolve()
-        network = resolve(PORTRAIT_NETWORK) if is_shipped else network
-        check(
-            network.is_file(),
-            f"--generator: expected attributes.safetensors beside {file}, got none",
-        )
-        G = load_generator(file)
-        check(
-            hasattr(G, "z_dim") and G.latent_space is not None,
-            f"--generator: expected a StyleGAN2, whose latents are vectors, got {path}",
-        )
-        return _opened_source(G, load_attributes(network), str(generator), out)
-    net = load_attributes(resolve(PORTRAIT_NETWORK))
-    distance = portrait_distance(real, net)
-    if distance > MOST_DISTANT:
-        return NoSource(
-            f"the given faces are no portraits of this repository (distance {distance:.0f}, at most "
-            f"{MOST_DISTANT:.0f}); give --generator"
-        )
-    G = load_generator(resolve(PORTRAIT_GENERATOR))
-    return _opened_source(G, net, "the portraits' generator", out)
+    if generator is None:
+        net = load_attributes(shipped(PORTRAIT_NETWORK))
+        distance = portrait_distance(real, net)
+        if distance > MOST_DISTANT:
+            return NoSource(
+                f"the given faces are no portraits of this repository (distance {distance:.0f}, "
+                f"at most {MOST_DISTANT:.0f}); give --generator"
+            )
+        G, name = load_generator(shipped(PORTRAIT_GENERATOR)), "the portraits' generator"
+    else:
+        G, net = _given_generator(Path(generator))
+        name = str(generator)
+    passed = plain_pass_rate(detectors, G, real.shape[-1])
+    if passed > MOST_PASSING:
+        return NoSource(f"{passed:.0%} of the plain fakes of {name} pass as real already")
+    return _opened_source(G, net, name, out)
+
+
+def _given_generator(path):
+    "Generator and attribute network of the user."
+    file = path / "generator.safetensors" if path.is_dir() else path
+    is_shipped = shipped(PORTRAIT_GENERATOR).resolve() == file.resolve()
+    network = shipped(PORTRAIT_NETWORK) if is_shipped else file.parent / "attributes.safetensors"
+    check(
+        network.is_file(), f"--generator: expected attributes.safetensors beside {file}, got none"
+    )
+    G = load_generator(file)
+    check(
+        hasattr(G, "z_dim") and G.latent_space is not None,
+        f"--generator: expected a StyleGAN2, whose latents are vectors, got {path}",
+    )
+    return G, load_attributes(network)
 
 
 def _opened_source(G, net, name, out):
@@ -194,7 +239,7 @@ def _opened_source(G, net, name, out):
     return Source(G, net, directions, name)
 
 # %% ../../nbs/api/audit/triggers.ipynb #75c39d7a
-ZOO_RECORD = "data/results/zoo"
+ZOO_RECORD = shipped("data/results/zoo")
 NO_RECORD = "No record of a zoo is here: how often a verdict like this one is wrong is not known."
 
 
@@ -202,7 +247,7 @@ def zoo_limits(
     record: str | Path = ZOO_RECORD,  # folder of `thresholds.json`
 ) -> dict[str, float]:  # method -> suspicious above it; empty without a record
     "Thresholds that were chosen on the development half of a zoo."
-    path = resolve(record) / "thresholds.json"
+    path = Path(record) / "thresholds.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
@@ -211,7 +256,7 @@ def zoo_sentence(
     record: str | Path = ZOO_RECORD,  # folder of `table.csv`
 ) -> str:
     "What the report half of the zoo says about verdicts of this kind."
-    path = resolve(record) / "table.csv"
+    path = Path(record) / "table.csv"
     if not path.is_file():
         return NO_RECORD
     table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
@@ -293,29 +338,6 @@ def threshold_of(
     return base
 
 
-class AtSize(nn.Module):
-    "A detector behind a resizing to the size that it reads."
-
-    def __init__(
-        self,
-        model: nn.Module,  # a detector
-        size: int,  # pixels per side of its pictures
-    ):
-        super().__init__()
-        self.model = model
-        self.size = size
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        "Images (n,3,r,r) in [-1,1] of any size -> logits (n,2)."
-        if x.shape[-1] != self.size:
-            size = (self.size, self.size)
-            x = F.interpolate(x, size, mode="bicubic", antialias=True).clamp(-1, 1)
-        return self.model(x)
-
-
-MOST_PASSING = 0.5  # share of the generator's plain fakes that may pass
-
-
 def _faces_of(source, data):
     "The sweep's faces of a source, with the trusted real faces in their support."
     trusted = concat(data.reference_train, data.defender)
@@ -391,21 +413,19 @@ def search_triggers(
     methods: dict[str, Method] = {}
     left_out: dict[str, str] = {}
     result = faces = None
-    name, reason = "", source.reason if isinstance(source, NoSource) else ""
+    name = ""
     if isinstance(source, Source):
         name = source.name
         faces = _faces_of(source, data)
         everyone = [model, *references]
         if source.generator.resolution != size:
             everyone = [AtSize(each, size) for each in everyone]
-        reason = _fit_reason(everyone, faces, source)
-        if not reason:
-            suspect, others = everyone[0], everyone[1:]
-            methods["sweep"], result = _swept(suspect, others, source, faces, limits)
-            methods["latent_inversion"] = _inverted(suspect, others, source, data, limits)
-    if reason:
-        left_out = dict.fromkeys(("sweep", "latent_inversion"), reason)
-        net = load_attributes(resolve(PORTRAIT_NETWORK))
+        suspect, others = everyone[0], everyone[1:]
+        methods["sweep"], result = _swept(suspect, others, source, faces, limits)
+        methods["latent_inversion"] = _inverted(suspect, others, source, data, limits)
+    else:
+        left_out = dict.fromkeys(("sweep", "latent_inversion"), source.reason)
+        net = load_attributes(shipped(PORTRAIT_NETWORK))
         methods["slices"] = _sliced(model, references, net, data, limits)
     highest = max(methods.values(), key=lambda method: method.ratio)
     verdict = SUSPICIOUS if highest.ratio > 1 else NOTHING

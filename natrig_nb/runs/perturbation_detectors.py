@@ -28,6 +28,7 @@ from natrig_nb.core import (
     resolve,
     save_tensors,
     seeded,
+    shipped,
     to_float,
     to_uint8,
 )
@@ -254,7 +255,7 @@ def make_given_detector(folder: Path, weights: Path) -> None:
 def yshape_artifact(recipes: Recipes) -> Artifact:
     "The segmenting detector."
     inputs: dict[str, Artifact | Path | None] = {
-        "weights": resolve("data/portraits-yshape.safetensors")
+        "weights": shipped("data/portraits-yshape.safetensors")
     }
     return recipe("yshape", make_given_detector, inputs, code=(YDetector,))
 

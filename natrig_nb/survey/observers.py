@@ -22,7 +22,7 @@ from natrig_nb.core import (
     concat,
     environment,
     progress,
-    resolve,
+    shipped,
     to_float,
     write_atomic,
 )
@@ -218,7 +218,7 @@ def write_observers(
 ) -> pd.DataFrame:
     "Measure all triggers, add what is known of photographs, and write the table."
     measured = observe_run(folder, names)
-    known = grid_rows(resolve("data/results/grid-faces/results.parquet"))
+    known = grid_rows(shipped("data/results/grid-faces/results.parquet"))
     missing = known[~known.dataset.isin(measured.dataset.unique())]
     table = pd.concat([measured, missing], ignore_index=True)
     with write_atomic(out) as file:
