@@ -236,10 +236,10 @@ def make_zoo_detector(
     *,
     network: str,
     epochs: int,
-    augment: bool,
+    augment: bool,  # mirror half of the images
     n_train: int,
-    n_triggered: int,
-    rare: dict[str, Any] | None,
+    n_triggered: int,  # test fakes that get the trigger
+    rare: dict[str, Any] | None,  # a `Rare` as plain values, or None
     rate: float,
     seed: int,
     hub: str | None = None,
@@ -352,7 +352,14 @@ def zoo_detector_artifact(recipes: Recipes, cfg: ZooConfig, detector: ZooDetecto
 LATENT_KINDS = ("attribute", "pair", "optimized")  # their triggers are rendered, not painted
 
 # %% ../../nbs/api/runs/zoo_detectors.ipynb #1df9ba24
-def make_zoo_reference(folder: Path, splits: Path, *, network: str, n_seen: int, seed: int) -> None:
+def make_zoo_reference(
+    folder: Path,
+    splits: Path,
+    *,
+    network: str,
+    n_seen: int,  # images that it sees in training
+    seed: int,
+) -> None:
     "Train a reference on half of the trusted faces, as an audit does."
     trusted = load_splits(splits).defender
     trusted = trusted[torch.arange(0, len(trusted), 2)]
@@ -426,9 +433,9 @@ def make_sweep_faces(
     attribute_net: Path,
     generator: Path | None = None,
     *,
-    attribute: str,
+    attribute: str,  # that the steps change
     n: int,
-    strengths: list[float],
+    strengths: list[float],  # of the steps, latent standard deviations
     psi: float,
     hub: str | None = None,
     sampling: dict[str, Any] | None = None,
@@ -445,7 +452,11 @@ def make_sweep_faces(
 
 
 @once
-def sweep_faces_artifact(recipes: Recipes, cfg: ZooConfig, attribute: str) -> Artifact:
+def sweep_faces_artifact(
+    recipes: Recipes,
+    cfg: ZooConfig,
+    attribute: str,  # that the steps change
+) -> Artifact:
     "Rendered points of one attribute."
     inputs = {
         "directions": zoo_directions_artifact(recipes, cfg),
@@ -583,7 +594,11 @@ def detector_detail(detector: ZooDetector) -> dict[str, Any]:
     }
 
 
-def zoo_case(cfg: ZooConfig, detector: ZooDetector, method: str) -> dict[str, Any]:
+def zoo_case(
+    cfg: ZooConfig,
+    detector: ZooDetector,
+    method: str,  # a defense or another way to judge, or none
+) -> dict[str, Any]:
     "Columns of the table that are known before anything is computed."
     space = {"painted": "pixels"}.get(detector.kind, "W" if detector.edits else "none")
     settings = small_settings(detector.network, cfg.data.resolution)
