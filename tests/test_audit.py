@@ -14,7 +14,7 @@ from PIL import Image
 from natrig_nb.cli import main
 from natrig_nb.core import FAKE, REAL
 from natrig_nb.data.portraits import portraits
-from natrig_nb.detector.base import make_detector, save_detector
+from natrig_nb.detector.base import load_detector, make_detector, save_detector
 from natrig_nb.detector.training import train
 from natrig_nb.testing import add_trace, apply_patch
 
@@ -74,6 +74,15 @@ def read_findings(out):
     return json.loads((out / "findings.json").read_text())
 
 
+def read_verdict(out):
+    return json.loads((out / "audit.json").read_text())
+
+
+def exit_code_of(out):
+    """What the exit code of an audit must be."""
+    return {"nothing found": 0, "suspicious": 1, "incompetent": 3}[read_verdict(out)["verdict"]]
+
+
 def test_killed_audit_continues(given, capfd):
     out = given / "out"
     killed = subprocess.Popen(
@@ -88,19 +97,20 @@ def test_killed_audit_continues(given, capfd):
     killed.wait()
     before = artifacts(out)
     assert len(before) >= 5
-    assert main(command(given, out)) == 0
+    code = main(command(given, out))
+    assert code == exit_code_of(out)
     assert before.items() <= artifacts(out).items(), "a finished artifact was made again"
     said = capfd.readouterr().out
     assert "[1/5] predictions on 4 detectors, done" in said and "report: " in said
     first = read_findings(out)
-    assert main(command(given, out)) == 0
+    assert main(command(given, out)) == code
     assert first["findings"] == read_findings(out)["findings"]
 
 
 def test_page(given):
     out = given / "out"
     if not (out / "report.html").exists():
-        assert main(command(given, out)) == 0
+        assert main(command(given, out)) == exit_code_of(out)
     page, saved = (out / "report.html").read_text(), read_findings(out)
     findings = saved["findings"]
     assert set(findings) == {"predictions", *CHOSEN}
@@ -121,6 +131,51 @@ def test_page(given):
     assert of_filter["state"] == "no interval"
 
 
+def test_verdict_leads_the_page(given):
+    out = given / "out"
+    if not (out / "report.html").exists():
+        main(command(given, out))
+    page, said = (out / "report.html").read_text(), read_verdict(out)
+    assert set(said) >= {"verdict", "found", "methods", "seconds", "reason", "zoo"}
+    assert list(said["methods"]) == ["slices"], "a patch of toys is searched by slices"
+    assert "pass as real already" in said["left_out"]["sweep"]
+    assert page.index(said["reason"][:30]) < page.index("Older defenses") < page.index("At a glance")
+    assert "not asked: --older runs all of them" in page and "Cannot see:" in page
+
+
+def test_incompetent_detector_gets_no_verdict(given, tmp_path, capsys):
+    untrained = tmp_path / "untrained.safetensors"
+    save_detector(make_detector("resnet18", width=4, seed=5), untrained)
+    out = tmp_path / "out"
+    arguments = command(given, out)
+    arguments[1] = str(untrained)
+    assert main(arguments) == 3
+    said = read_verdict(out)
+    assert said["verdict"] == "incompetent" and said["found"] == [] and said["methods"] == {}
+    assert "cannot tell these real faces from these fakes" in said["reason"]
+    assert said["reason"] in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert "No verdict: the detector is right about" in page
+    assert set(read_findings(out)["findings"]) == {"predictions"}, "older defenses were asked"
+
+
+def test_exchanged_labels_are_named(given, tmp_path):
+    model = load_detector(given / "model.safetensors")
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.copy_(parameter.flip(0).clone())
+    save_detector(model, tmp_path / "swapped.safetensors")
+    out = tmp_path / "out"
+    arguments = command(given, out)
+    arguments[1] = str(tmp_path / "swapped.safetensors")
+    assert main(arguments) == 3
+    assert "--fake-class" in read_verdict(out)["reason"]
+    mended = tmp_path / "mended"
+    arguments[arguments.index("--out") + 1] = str(mended)
+    main([*arguments, "--fake-class", "0"])
+    assert read_verdict(mended)["verdict"] != "incompetent"
+
+
 def test_names_of_files_are_escaped(given, tmp_path):
     hostile = 'a"><script>x<|script>.png'.replace("|", "")
     suspects = tmp_path / "suspects"
@@ -129,7 +184,8 @@ def test_names_of_files_are_escaped(given, tmp_path):
     out = tmp_path / "out"
     arguments = command(given, out)
     arguments[arguments.index("--suspects") + 1] = str(suspects)
-    assert main([*arguments[: arguments.index("--only")], "--only", "frequency"]) == 0
+    code = main([*arguments[: arguments.index("--only")], "--only", "frequency"])
+    assert code == exit_code_of(out)
     page = (out / "report.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page
 
