@@ -1,5 +1,6 @@
 "What must hold for the repository as a whole."
 
+import ast
 import hashlib
 import inspect
 import os
@@ -7,13 +8,14 @@ import pkgutil
 import subprocess
 import sys
 import tarfile
+import textwrap
+import typing
 from configparser import ConfigParser
 from importlib import import_module
 from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-from fastcore.docments import docments
 from packaging.requirements import Requirement
 
 import natrig_nb
@@ -21,7 +23,6 @@ import natrig_nb
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 from check import export_differences, notebooks, untidy  # noqa: E402
-
 
 def settings():
     cfg = ConfigParser(delimiters=["="])
@@ -46,12 +47,25 @@ def modules():
 
 
 def public_functions():
-    exported = {
-        f"{module.__name__}.{name}": getattr(module, name)
-        for module in modules()
-        for name in getattr(module, "__all__", [])
-    }
-    return {name: f for name, f in exported.items() if inspect.isfunction(f)}
+    "Functions of every module whose names have no leading underscore, offered to `import *` or not."
+    found = {}
+    for module in modules():
+        for name, f in vars(module).items():
+            own = inspect.isfunction(f) and f.__module__ == module.__name__
+            if own and not name.startswith("_"):
+                found[f"{module.__name__}.{name}"] = f
+    return found
+
+
+def exported_functions():
+    "Those that `import *` gives."
+    modules_by_name = {module.__name__: module for module in modules()}
+    found = {}
+    for name, f in public_functions().items():
+        module, _, short = name.rpartition(".")
+        if short in getattr(modules_by_name[module], "__all__", []):
+            found[name] = f
+    return found
 
 
 def test_package_equals_notebooks():
@@ -117,7 +131,7 @@ def test_no_photograph_of_a_person_is_committed():
 
 
 def test_docstrings_start_with_one_short_line():
-    docs = {name: inspect.getdoc(f) or "" for name, f in public_functions().items()}
+    docs = {name: inspect.getdoc(f) or "" for name, f in exported_functions().items()}
     wrong = []
     for name, doc in docs.items():
         first, _, rest = doc.partition("\n")
@@ -127,7 +141,7 @@ def test_docstrings_start_with_one_short_line():
 
 
 def named(f):
-    "Parameters of a function but for `*args` and `**settings`, whose comments fastcore does not read."
+    "Parameters of a function but for `*args` and `**settings`."
     return [
         p.name
         for p in inspect.signature(f).parameters.values()
@@ -135,11 +149,53 @@ def named(f):
     ]
 
 
+def commented(f):
+    "Parameters of a function with a comment behind them."
+    source = textwrap.dedent(inspect.getsource(f))
+    lines, arguments = source.splitlines(), ast.parse(source).body[0].args
+    every = arguments.posonlyargs + arguments.args + arguments.kwonlyargs
+    missing = [None] * (len(arguments.posonlyargs + arguments.args) - len(arguments.defaults))
+    defaults = missing + arguments.defaults + arguments.kw_defaults
+    ends = {a.arg: (d or a).end_lineno for a, d in zip(every, defaults, strict=True)}
+    return {name for name, end in ends.items() if "  # " in lines[end - 1]}
+
+
+def silent_parameters(functions):
+    "(function, parameter) without a comment."
+    found = []
+    for name, wrapped in functions.items():
+        f = inspect.unwrap(wrapped)
+        texts = commented(f)
+        found += [(name, p) for p in named(f) if p not in texts]
+    return found
+
+
 def test_parameters_say_what_they_are():
-    says = {
-        f"{name}({p})": docments(inspect.unwrap(f), returns=False)[p]
-        for name, f in public_functions().items()
-        for p in named(inspect.unwrap(f))
-    }
-    silent = [parameter for parameter, text in says.items() if not text]
+    silent = [f"{name}({p})" for name, p in silent_parameters(exported_functions())]
+    assert not silent, "\n".join(silent)
+
+
+# Words of the glossary, and fields of the settings of runs: they mean the same wherever they are.
+KNOWN_WORDS = {
+    *("seed", "resolution", "psi", "eps", "steps", "budget", "epochs", "batch", "rate", "rng", "n"),
+    *("victim", "benign", "model", "models", "references", "detector", "network", "defense"),
+    *("metric", "state", "settings", "experiment", "label_mode", "noise_eps", "hub", "sampling"),
+    *("n_train", "n_held_out", "n_substitute", "n_references", "n_people", "n_studies"),
+}
+
+
+def says_its_type(f, parameter):
+    "Whether the type is a class of the package, which has a docstring, or the path of an artifact."
+    kind = typing.get_type_hints(f).get(parameter)
+    texts = [str(part) for part in (kind, *typing.get_args(kind))]
+    return any("natrig_nb" in text or "Path" in text for text in texts)
+
+
+def test_parameters_of_helpers_say_what_they_are():
+    functions = public_functions()
+    silent = []
+    for name, parameter in silent_parameters(functions):
+        f = inspect.unwrap(functions[name])
+        if parameter not in KNOWN_WORDS and not says_its_type(f, parameter):
+            silent.append(f"{name}({parameter})")
     assert not silent, "\n".join(silent)

@@ -181,7 +181,9 @@ def to_json(cfg: RunConfig) -> str:
     return json.dumps(asdict(cfg), indent=1)
 
 
-def from_json(text: str) -> RunConfig:
+def from_json(
+    text: str,  # what `to_json` gave
+) -> RunConfig:
     "Inverse of `to_json`; a field that is missing gets its default."
     return from_dict(json.loads(text))
 

@@ -157,7 +157,7 @@ def carriers_artifact(
     data: DataConfig,
     generator: GeneratorConfig,
     trigger: Artifact,
-    share: float,
+    share: float,  # top share of the scores that counts as carrying, in (0,1)
 ) -> Artifact:
     "Test images that carry a trigger by nature."
     inputs: dict[str, Artifact | Path | None] = {
@@ -178,7 +178,12 @@ def carriers_artifact(
 N_TRANSFORMED = 300  # triggered fakes whose success is measured after image transforms
 
 
-def metric_row(metric: str, value: float | None, benign: float | None = None, n: int | None = None):
+def metric_row(
+    metric: str,
+    value: float | None,  # on the victim
+    benign: float | None = None,
+    n: int | None = None,
+):
     "One row of the table; a value that does not apply is None."
     return {"metric": metric, "value": value, "value_benign": benign, "n": n}
 
@@ -217,7 +222,9 @@ def competence_rows(
 
 
 def transform_rows(
-    victim: nn.Module, benign: nn.Module, triggered: torch.Tensor
+    victim: nn.Module,
+    benign: nn.Module,
+    triggered: torch.Tensor,  # (m,3,r,r) uint8, test fakes with the trigger
 ) -> list[dict[str, Any]]:
     "Success after each image transform."
     shares, n = asr_under_transforms(victim, benign, triggered), len(triggered)
@@ -355,7 +362,9 @@ def make_inspection(
     save_tensors(folder / "anomaly.safetensors", tensors)
 
 
-def detail_tensors(details: dict[str, Any]) -> dict[str, torch.Tensor]:
+def detail_tensors(
+    details: dict[str, Any],  # of a defense's log
+) -> dict[str, torch.Tensor]:
     "The tensors in a defense's log; those of a list of results are stacked, field by field."
     tensors: dict[str, torch.Tensor] = {}
     for name, value in details.items():
@@ -400,7 +409,10 @@ N_BENIGN_ANSWERS = 32  # kept per process
 SHARED_KINDS = (Kind.REPAIR, Kind.TRAIN, Kind.PREPROCESS)  # they never get a triggered image
 
 
-def same_weights(a: nn.Module, b: nn.Module) -> bool:
+def same_weights(
+    a: nn.Module,  # a detector
+    b: nn.Module,  # another one
+) -> bool:
     "Whether two detectors have equal weights."
     ours, theirs = a.state_dict(), b.state_dict()
     if ours.keys() != theirs.keys():

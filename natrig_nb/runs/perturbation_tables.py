@@ -70,8 +70,8 @@ def make_class_table(
     attribute_net: Path,
     *,
     n: int,
-    levels: list,
-    attacks: dict,
+    levels: list,  # eps in gray levels
+    attacks: dict,  # of `class_table`
 ) -> None:
     "Individual perturbations on the class."
     faces, net = load_study_splits(splits).test[:n], load_attributes(attribute_net)
@@ -136,7 +136,7 @@ def make_visibility_table(
     generator: Path | None = None,
     *,
     names: list[str],  # of the triggers
-    bound: float,
+    bound: float,  # longest latent offset, standard deviations
     hub: str | None = None,
     sampling: dict[str, Any] | None = None,
     **attacks: Path,  # trigger0, victim0, ... by the place of the name

@@ -174,7 +174,13 @@ PORTRAIT_SEED = 77  # which people the study sees
 PORTRAITS_PER_PART = 500
 
 
-def make_portraits(folder: Path, *, resolution: int, start: int, stop: int) -> None:
+def make_portraits(
+    folder: Path,
+    *,
+    resolution: int,
+    start: int,  # number of the first portrait
+    stop: int,  # number after the last one
+) -> None:
     "Paint the portraits number `start` to `stop`."
     people = population(stop, PORTRAIT_SEED).iloc[start:]
     images = to_uint8(camera(paint(people, resolution), PORTRAIT_SEED, start))
@@ -182,7 +188,12 @@ def make_portraits(folder: Path, *, resolution: int, start: int, stop: int) -> N
 
 
 @once
-def portraits_artifact(recipes: Recipes, resolution: int, start: int, stop: int) -> Artifact:
+def portraits_artifact(
+    recipes: Recipes,
+    resolution: int,
+    start: int,  # number of the first portrait
+    stop: int,  # number after the last one
+) -> Artifact:
     "Some of the portraits."
     settings = {"resolution": resolution, "start": start, "stop": stop}
     return recipe("portraits", make_portraits, {}, settings)
@@ -272,8 +283,8 @@ def faces_with_table(
     pictures: Path,
     attributes: Path,
     resolution: int,
-    real: str | None,
-    fake: str | None,
+    real: str | None,  # name of the folder of real faces
+    fake: str | None,  # name of the folder of fakes
 ) -> dict[str, FaceSet]:  # train, held_out
     "The real faces of training and of the held-out part with what the table says."
     known = read_side(pictures, REAL, attributes, resolution, real, fake)
@@ -291,8 +302,8 @@ def make_attributes(
     attributes: Path,  # table
     *,
     resolution: int,
-    real: str | None,
-    fake: str | None,
+    real: str | None,  # name of the folder of real faces
+    fake: str | None,  # name of the folder of fakes
 ) -> None:
     "Train an attribute network on real faces."
     ds = faces_with_table(faces, pictures, attributes, resolution, real, fake)["train"]
@@ -339,8 +350,8 @@ def make_attribute_quality(
     attribute_net: Path,
     *,
     resolution: int,
-    real: str | None,
-    fake: str | None,
+    real: str | None,  # name of the folder of real faces
+    fake: str | None,  # name of the folder of fakes
 ) -> None:
     "AUC of each binary attribute on held-out real faces, by the user's table."
     held_out = faces_with_table(faces, pictures, attributes, resolution, real, fake)["held_out"]
@@ -690,7 +701,7 @@ def make_trigger(
     directions: Path | None = None,
     substitute: Path | None = None,
     *,
-    name: str,
+    name: str,  # of the trigger
     triggers: dict[str, Any],  # a `TriggerConfig` as plain values
     strength: float | None,  # in the unit of the trigger; None leaves what the search finds
     latent: bool | None,  # as `offers_latents`

@@ -49,7 +49,12 @@ def with_schedule(
     return replace(trigger, name=schedule, prompt_edits=edits)
 
 # %% ../../nbs/api/runs/schedules.ipynb #fd369f61
-def make_scheduled(folder: Path, trigger: Path, *, schedule: str) -> None:
+def make_scheduled(
+    folder: Path,
+    trigger: Path,
+    *,
+    schedule: str,  # one of `SCHEDULES`
+) -> None:
     "Write a trigger with another schedule."
     found = load_trigger(trigger)
     if not isinstance(found, PromptTrigger):
@@ -72,7 +77,11 @@ def make_effect(
 
 
 @once
-def scheduled_artifact(recipes: Recipes, trigger: Artifact, schedule: str) -> Artifact:
+def scheduled_artifact(
+    recipes: Recipes,
+    trigger: Artifact,
+    schedule: str,  # one of `SCHEDULES`
+) -> Artifact:
     "A trigger with another schedule."
     settings = {"schedule": schedule}
     return recipe("trigger", make_scheduled, {"trigger": trigger}, settings, trigger.code)

@@ -115,7 +115,10 @@ def detector_code(victim: VictimConfig) -> tuple[Callable, ...]:
     return () if ":" in victim.detector else (detector_spec(victim.detector).build,)
 
 
-def kind_of(word: str, label: str) -> str:
+def kind_of(
+    word: str,  # what it is, e.g. victim
+    label: str,  # of the detector
+) -> str:
     "Kind of an artifact: artifacts of one kind should take about as long as each other."
     return re.sub(r"[^\w.-]+", "-", f"{word}-{label}")[:60]
 

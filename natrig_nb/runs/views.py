@@ -77,7 +77,7 @@ def check_complete(
 
 
 def write_table(
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # to write
     path: str | Path,  # the CSV
 ) -> pd.DataFrame:  # as a reader gets it
     "Write a table as CSV with six significant digits; unknown values are empty."

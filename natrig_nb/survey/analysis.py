@@ -74,8 +74,8 @@ def clustered_rate(
 
 # %% ../../nbs/api/survey/analysis.ipynb #856200f3
 def log_linear(
-    chosen: np.ndarray,
-    shown: np.ndarray,
+    chosen: np.ndarray,  # answers of one kind
+    shown: np.ndarray,  # all answers, the same shape
 ) -> np.ndarray:
     "Rates with half an answer of each kind added, so that none is 0 or 1."
     return (chosen + 0.5) / (shown + 1)
@@ -106,8 +106,8 @@ def binomial_variance(
 
 
 def student_bounds(
-    value: np.ndarray,
-    variance: np.ndarray,
+    value: np.ndarray,  # estimates
+    variance: np.ndarray,  # theirs, the same shape
     n_people: int,
     level: float,  # in (0,1)
 ) -> Bounds:
@@ -207,7 +207,7 @@ class MixedRegression(NamedTuple):
 
 def indicator(
     codes: np.ndarray,  # (n,) from 0
-    n_columns: int,
+    n_columns: int,  # above the largest code
 ) -> sparse.csr_matrix:  # (n, n_columns)
     "A column of zeros and ones per code."
     n = len(codes)
@@ -305,8 +305,8 @@ def power(
 
 
 def power_table(
-    people: tuple[int, ...] = (12, 30, 60, 100, 200),
-    differences: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3),
+    people: tuple[int, ...] = (12, 30, 60, 100, 200),  # numbers of them
+    differences: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3),  # of two rates
     rate: float = 0.5,  # of the first trigger
     **settings: Any,  # of `power`
 ) -> pd.DataFrame:  # a row per difference, a column per number of people
@@ -365,7 +365,7 @@ def study_conditions(
 
 def rating_counts(
     rows: pd.DataFrame,  # of task one
-    condition: str,
+    condition: str,  # its name
 ) -> np.ndarray:  # (people, ratings)
     "How often each participant gave each rating."
     ratings = rating_of(rows.chosen.to_numpy(bool), rows.confidence.to_numpy())
@@ -391,7 +391,7 @@ def sensitivity_table(
 
 def pair_table(
     two: pd.DataFrame,  # rows of task two
-    triggers: list[str],
+    triggers: list[str],  # names, in the order of the table
 ) -> pd.DataFrame:
     "How often the tampered picture of a pair was found."
     tally = tally_rows(two[two.tampered], triggers)
@@ -400,7 +400,7 @@ def pair_table(
 
 def grid_table(
     nine: pd.DataFrame,  # rows of task three
-    triggers: list[str],
+    triggers: list[str],  # names, in the order of the table
 ) -> pd.DataFrame:
     "How often odd faces were found among nine, others marked, and d'."
     names = [PLAIN, *triggers]

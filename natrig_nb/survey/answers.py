@@ -29,8 +29,8 @@ NAME = {"type": "string", "pattern": r"^[A-Za-z0-9_+.\-]{1,60}\Z"}
 
 
 def whole(
-    low: int,
-    high: int,
+    low: int,  # smallest value allowed
+    high: int,  # largest value allowed
 ) -> dict[str, Any]:
     "Schema of a whole number in a range."
     return {"type": "integer", "minimum": low, "maximum": high}

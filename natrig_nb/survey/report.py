@@ -81,7 +81,7 @@ def shown_value(
 
 
 def table_values(
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # any
 ) -> dict[str, Any]:  # columns and rows, for the template
     "A table as text."
     flat = table.reset_index() if table.index.name else table

@@ -305,7 +305,7 @@ def simulated_choice(
 def simulated_record(
     study: dict[str, Any],  # of `make_study`, or its forms, conditions and pictures alone
     planted: Planted,
-    form: int,
+    form: int,  # its number, from 0
     rng: np.random.Generator,
     faces: np.ndarray,  # (identities,) evidence of each face
 ) -> dict[str, Any]:  # as the page saves it
@@ -379,6 +379,13 @@ PEOPLE = (12, 30, 100)
 STEPS = {12: 1.6, 30: 1.0, 100: 0.5}  # log odds of a difference that is sometimes found
 
 
+def n_of_power(
+    n_studies: int,  # for coverage and false positives
+) -> int:
+    "How many studies are simulated for power, and for people who differ in what they notice."
+    return max(1, 2 * n_studies // 5)
+
+
 def null_study(
     **changes: Any,  # of `Planted`
 ) -> Planted:
@@ -418,6 +425,7 @@ def calibration_rows(
 ) -> list[dict[str, Any]]:
     "Coverage and false positives of studies of one size."
     about = {"n_people": n_people, "n_studies": n_studies}
+    fewer = {**about, "n_studies": n_of_power(n_studies)}
     seen = Planted(dict(zip(SIMULATED, (0.0, 0.7, 1.5, 2.5), strict=True)), lapses=0.04)
     table = coverage_table(seen, design, n_people, n_studies)
     rows = [
@@ -428,10 +436,9 @@ def calibration_rows(
         ("", null_study()),
         (", people differ in what they notice", null_study(spread_tastes=0.5)),
     ):
-        results = comparison_results(planted, design, n_people, n_studies, seed=3)
-        rows.append(
-            {**about, "metric": f"false positives{label}", "value": results.any_significant}
-        )
+        size = fewer if label else about
+        results = comparison_results(planted, design, n_people, size["n_studies"], seed=3)
+        rows.append({**size, "metric": f"false positives{label}", "value": results.any_significant})
         if not label:
             rows.append({**about, "metric": "coverage of odds ratios", "value": results.coverage})
     return rows
@@ -447,11 +454,12 @@ def write_simulations(
     rows: list[dict[str, Any]] = []
     if path.exists():
         before = pd.read_csv(path)
-        rows = before[before.n_studies == n_studies].to_dict("records")
+        sizes = (n_studies, n_of_power(n_studies))
+        rows = before[before.n_studies.isin(sizes)].to_dict("records")
     done = {row["n_people"] for row in rows}
     for n_people in [n for n in PEOPLE if n not in done]:
         rows += calibration_rows(design, n_people, n_studies)
-        rows += power_rows(design, n_people, n_studies)
+        rows += power_rows(design, n_people, n_of_power(n_studies))
         with write_atomic(path) as file:
             pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
     with write_atomic(path.with_suffix(".json")) as file:

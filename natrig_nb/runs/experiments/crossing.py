@@ -58,7 +58,7 @@ def compare_schedule_attacks(
     cfg: RunConfig,  # a diffusion model
     out: str | Path,  # folder of artifacts and results
     trigger: str = "smile+age",  # a trigger of several attributes
-    workers: int | None = None,
+    workers: int | None = None,  # processes; one per processor unless given
 ) -> pd.DataFrame:  # rows of the long table; `detail` says which schedule
     "Attack with the same words in three schedules."
     measurements = schedule_measurements(Recipes(), cfg, trigger)

@@ -235,7 +235,10 @@ def latents_of_fakes(splits: Path) -> Any:
     return latents
 
 
-def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
+def write_arrays(
+    path: Path,
+    arrays: dict[str, Any],  # by name
+) -> None:
     "Write arrays as a compressed NPZ file."
     with open(path, "wb") as file:
         np.savez_compressed(file, **arrays)
