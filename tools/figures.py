@@ -4,6 +4,7 @@ from pathlib import Path
 
 from natrig_nb.report.figures import draw_all, draw_comparison
 from natrig_nb.report.tables import read_run, write_tables
+from natrig_nb.report.zoo_figures import draw_zoo
 
 ROOT = Path(__file__).resolve().parent.parent
 WALKTHROUGHS = ("portraits", "faces", "diffusion")
@@ -20,6 +21,9 @@ def main() -> None:
         tables = write_tables(records)
         drawn = draw_comparison(read_run(records, "grid"), ROOT / "figures" / name)
         print(f"figures/{name}: {', '.join(drawn)}; {len(tables)} tables")
+    zoo = ROOT / "data/results/zoo"
+    if zoo.is_dir():
+        print(f"figures/zoo: {', '.join(draw_zoo(zoo, ROOT / 'figures/zoo'))}")
 
 
 if __name__ == "__main__":
