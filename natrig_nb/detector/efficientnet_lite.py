@@ -209,6 +209,7 @@ def EfficientNetLite(
         load_imagenet(backbone, imagenet_weights())
     head = nn.Linear(backbone.n_features, 2)
     nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
     return Detector(
         backbone,
         head,
