@@ -33,6 +33,7 @@ from natrig_nb.core import (
     write_atomic,
 )
 from natrig_nb.defense.sweep import (
+    MIN_EXCESS,
     SweepFaces,
     SweepPoint,
     SweepResult,
@@ -56,7 +57,7 @@ from ..metrics import accuracy, frechet
 from ..nn.attributes import AttributeNet, attribute_features, load_attributes
 from ..report.tables import minus
 from ..runs.artifacts import Artifact, ensure
-from ..runs.experiments.zoo import AUDIT_PARTS, SMALLEST_THRESHOLD
+from ..runs.experiments.zoo import AUDIT_METHOD, SMALLEST_THRESHOLD
 from ..runs.preparation import load_directions, save_state
 from .data import AuditData, _resized
 
@@ -252,7 +253,7 @@ def zoo_limits(
 
 
 def zoo_sentence(
-    method: str,  # "audit", or "slices"
+    method: str,  # "sweep", or "slices"
     record: str | Path = ZOO_RECORD,  # folder of `table.csv`
 ) -> str:
     "What the report half of the zoo says about verdicts of this kind."
@@ -282,6 +283,7 @@ def zoo_sentence(
 
 # %% ../../nbs/api/audit/triggers.ipynb #7c232b9b
 SUSPICIOUS, NOTHING, INCOMPETENT = "suspicious", "nothing found", "incompetent"
+DECIDING = (AUDIT_METHOD, "slices")  # the inversion is told, but on the zoo it adds false alarms
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,8 +317,8 @@ class Search:
     @property
     def found(self) -> tuple[FoundTrigger, ...]:
         "Found triggers, those of the clearest method first."
-        ordered = sorted(self.methods.values(), key=lambda method: -method.ratio)
-        return tuple(found for method in ordered if method.ratio > 1 for found in method.found)
+        deciding = [method for name, method in self.methods.items() if name in DECIDING]
+        return tuple(found for method in deciding if method.ratio > 1 for found in method.found)
 
     @property
     def exit_code(self) -> int:
@@ -324,18 +326,15 @@ class Search:
         return {SUSPICIOUS: 1, INCOMPETENT: 3}.get(self.verdict, 0)
 
 
-DEFAULT_LIMITS = {"sweep": 0.25, "latent_inversion": 0.25, "slices": 6.0}  # without a record
+DEFAULT_LIMITS = {"sweep": MIN_EXCESS, "latent_inversion": MIN_EXCESS, "slices": 6.0}  # no record
 
 
 def threshold_of(
     method: str,  # sweep, latent_inversion or slices
     limits: dict[str, float],  # of `zoo_limits`
 ) -> float:
-    "The threshold of one method; with the audit's own factor where the zoo has one."
-    base = limits.get(method, DEFAULT_LIMITS[method])
-    if method in AUDIT_PARTS:
-        return max(base, SMALLEST_THRESHOLD) * limits.get("audit", 1.0)
-    return base
+    "The threshold of one method; of a share at least `SMALLEST_THRESHOLD`."
+    return max(limits.get(method, DEFAULT_LIMITS[method]), SMALLEST_THRESHOLD)
 
 
 def _faces_of(source, data):
@@ -344,16 +343,6 @@ def _faces_of(source, data):
     trusted = replace(trusted, images=_resized(trusted.images, source.generator.resolution))
     support = known_support(source.generator, source.attribute_net, trusted)
     return latent_faces(source.generator, source.directions, support)
-
-
-def _fit_reason(models, faces, source):
-    "Why a generator's fakes say nothing about these detectors; empty where they do."
-    plain = faces.images(SweepPoint((), ()))
-    passed = [float(called_real(predict_fake(model, plain)).double().mean()) for model in models]
-    worst = max(passed[0], float(np.median(passed[1:])))
-    if worst <= MOST_PASSING:
-        return ""
-    return f"{worst:.0%} of the plain fakes of {source.name} pass as real already"
 
 
 def _swept(model, references, source, faces, limits):
@@ -427,8 +416,8 @@ def search_triggers(
         left_out = dict.fromkeys(("sweep", "latent_inversion"), source.reason)
         net = load_attributes(shipped(PORTRAIT_NETWORK))
         methods["slices"] = _sliced(model, references, net, data, limits)
-    highest = max(methods.values(), key=lambda method: method.ratio)
-    verdict = SUSPICIOUS if highest.ratio > 1 else NOTHING
+    is_suspicious = any(methods[name].ratio > 1 for name in DECIDING if name in methods)
+    verdict = SUSPICIOUS if is_suspicious else NOTHING
     search = Search(verdict, "", competence, methods, left_out, result, faces, name)
     return replace(search, reason=_reason_of(search))
 
@@ -482,7 +471,7 @@ def audit_entries(
         "accuracy": search.competence.accuracy,
         "reference_accuracies": search.competence.references,
         "generator": search.source,
-        "zoo": zoo_sentence("slices" if "slices" in search.methods else "audit"),
+        "zoo": zoo_sentence("slices" if "slices" in search.methods else AUDIT_METHOD),
         "seconds": round(seconds, 1),
     }
 
@@ -533,7 +522,7 @@ def lead_values(
         "curves": embedded_figure(plot_curves(search.sweep.curves)) if search.sweep else "",
         "faces": embedded_picture(found_faces(search)) if search.faces and search.found else "",
         "generator": search.source,
-        "zoo": zoo_sentence("slices" if "slices" in search.methods else "audit"),
+        "zoo": zoo_sentence("slices" if "slices" in search.methods else AUDIT_METHOD),
     }
 
 

@@ -110,7 +110,8 @@ class SharedVariance(NamedTuple):
 
 def _inverse_trigamma(value):
     "The argument at which the trigamma function has this value above 0."
-    return float(optimize.brentq(lambda x: special.polygamma(1, x) - value, 1e-6, 1e9))
+    found = optimize.root_scalar(lambda x: special.polygamma(1, x) - value, bracket=(1e-6, 1e9))
+    return float(found.root)
 
 
 def share_variance(

@@ -288,7 +288,8 @@ def sweep_curves(
             "counted": counted,
             "pass_rate": counts.suspect.passed / counts.n,
             "pass_rate_references": theirs.mean(0) / counts.n,
-            "excess": (counts.suspect.passed - theirs.max(0)) / counts.n,
+            "excess": (counts.suspect.passed - theirs.mean(0)) / counts.n,
+            "above_all": (counts.suspect.passed - theirs.max(0)) / counts.n,
             "shift": counts.suspect.mean_real - highest,
             "upper": tests.upper,
             "t": tests.t,
@@ -321,13 +322,13 @@ def strongest_targets(
     n: int,  # at most
 ) -> list[Target]:
     "Attributes with their signs, those first that pass the suspect alone; then by probability."
-    counted = curves.loc[curves["counted"]].sort_values(["excess", "shift"], ascending=False)
-    targets = [point.targets[0] for point in counted.point]
+    counted = pd.DataFrame(curves[curves["counted"]])
+    counted = counted.sort_values(by=["excess", "shift"], ascending=False)
+    targets = [point.targets[0] for point in counted["point"]]
     return list(dict.fromkeys(targets))[:n]
 
 # %% ../../nbs/api/defense/sweep.ipynb #6b7b51b9
-LEVEL = 0.05  # probability of a false alarm over all points, as far as the model of the test holds
-MIN_EXCESS = 0.25  # pass rate beyond the largest reference, for a trigger to be found
+MIN_EXCESS = 0.46  # pass rate beyond the references, for a trigger to be found; of the zoo
 
 
 class SweepResult(NamedTuple):
@@ -339,7 +340,7 @@ class SweepResult(NamedTuple):
 
     @property
     def statistic(self) -> float:
-        "Largest excess over the largest reference, in [-1,1], over points that count."
+        "Largest excess over the references, in [-1,1], over points that count."
         usable = self.curves[self.curves.counted & self.curves.needed]
         return float(usable.excess.max()) if len(usable) else -1.0
 
@@ -366,9 +367,7 @@ def sweep_result(
 ) -> SweepResult:
     "What the counts say."
     curves = sweep_curves(counts, min_margin)
-    is_found = (
-        curves.counted & curves.needed & (curves.excess >= min_excess) & (curves.p_value < LEVEL)
-    )
+    is_found = curves.counted & curves.needed & (curves.excess > min_excess)
     ordered = curves[is_found].sort_values(["excess", "t"], ascending=False)
     best = {}
     for row in ordered.itertuples():

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from ..core import PALETTE, check, save_figure
 from ..defense.sweep import sweep_curves
 from ..runs.experiments.repairs import repair_table
-from ..runs.experiments.zoo import BENIGN, with_audit, zoo_scores
+from ..runs.experiments.zoo import AUDIT_METHOD, BENIGN, with_both, zoo_scores
 from ..runs.results import read_results
 from ..runs.zoo_detectors import counts_from
 
@@ -63,8 +63,7 @@ def figure_doses(
 
 # %% ../../nbs/api/report/zoo_figures.ipynb #e1df2f44
 METHOD_NAMES = {
-    "audit": "audit (sweep and inversion)",
-    "sweep": "attribute sweep",
+    "sweep": "attribute sweep: the audit",
     "latent_inversion": "latent inversion",
     "slices": "slices",
     "second_opinion": "second opinion (training set)",
@@ -92,7 +91,7 @@ def figure_roc(
         "optimized": ("optimized",),
         "painted": ("painted",),
     }
-    scores = with_audit(zoo_scores(rows))
+    scores = with_both(zoo_scores(rows))
     scores = scores[scores.half == "report"]
     figure = Figure(figsize=(2.7 * len(panels), 2.9), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -104,7 +103,7 @@ def figure_roc(
             benign = own[own.kind.isin(BENIGN)].statistic.to_numpy()
             if len(victims) and len(benign):
                 steps = roc_points(victims, benign)
-                width = 2 if method == "audit" else 1
+                width = 2 if method == AUDIT_METHOD else 1
                 ax.plot(*steps.T, lw=width, label=name)
         ax.set(title=title, xlabel="benign detectors called suspicious")
     axes[0].set_ylabel("victims found")

@@ -294,7 +294,7 @@ def repair_table(
     names = {"value": "", "value_benign": "_benign"}
     table.columns = [f"{metric}{names[which]}" for which, metric in table.columns]
     wanted = ["asr_before", "asr", "asr_benign", "ba_before", "ba", "ba_benign"]
-    return table[wanted].sort_values(["trigger", "asr"]).reset_index()
+    return pd.DataFrame(table[wanted]).sort_values(by=["trigger", "asr"]).reset_index()
 
 # %% ../../../nbs/api/runs/experiments/repairs.ipynb #afaafb9f
 def publish_repairs(

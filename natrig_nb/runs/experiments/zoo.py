@@ -42,12 +42,13 @@ TAIL = 2.0  # standard deviations from the mean at which the last two hundredth 
 @lru_cache(maxsize=1)
 def tail_edits() -> tuple[Edit, ...]:
     "Attributes of the portraits, with the signs for which the population has a tail."
-    people = population(4000, seed=77)[list(ATTRIBUTES)]
-    z = (people - people.mean()) / people.std()
+    people = population(4000, seed=77)
     edits = []
     for name in ATTRIBUTES:
+        values = people[name].to_numpy()
+        z = (values - values.mean()) / values.std()
         for sign, word in ((1, name), (-1, f"less-{name}")):
-            if (sign * z[name]).quantile(0.995) >= TAIL:
+            if np.quantile(sign * z, 0.995) >= TAIL:
                 edits.append(Edit(word, name, sign))
     return tuple(edits)
 
@@ -152,7 +153,7 @@ def zoo(
 # %% ../../../nbs/api/runs/experiments/zoo.ipynb #5f73ddc0
 SWEEP_STATISTICS = {
     "sweep": "excess",
-    "sweep, mean": "over_mean",
+    "sweep, max": "above_all",
     "sweep, t": "t",
     "sweep, p": "evidence",
 }
@@ -173,7 +174,6 @@ def sweep_answers(
     curves = sweep_curves(counts_from(counts), min_margin)
     usable = curves[curves.counted & curves.needed]
     usable = usable.assign(
-        over_mean=usable.pass_rate - usable.pass_rate_references,
         evidence=-np.log10(usable.p_value.clip(lower=1e-300)),
     )
     answers = {}
@@ -202,6 +202,11 @@ def method_answers(
     return {row.defense: Answer(float(row.value), named)}
 
 
+def _part(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    "The rows of one metric."
+    return pd.DataFrame(rows[rows.metric == metric])
+
+
 def zoo_scores(
     rows: pd.DataFrame,  # of the long table
     min_margin: float = MIN_MARGIN,  # of the sweep
@@ -209,11 +214,13 @@ def zoo_scores(
     pd.DataFrame
 ):  # number, half, kind, trigger, detector, asr, method, statistic, named, right, seconds
     "One row per detector and method."
-    measured = rows[rows.error.isna()]
-    asr = measured[measured.metric == "asr"].set_index("seed").value
-    timed = measured[measured.metric == "seconds"].set_index(["seed", "defense"]).value
+    measured = pd.DataFrame(rows[rows.error.isna()])
+    attacks = _part(measured, "asr").set_index("seed")
+    asr, asr_references = attacks.value, attacks.value_benign
+    timed = _part(measured, "seconds").set_index(["seed", "defense"]).value
     scores = []
-    for row in measured[measured.metric == "statistic"].itertuples():
+    every_row: list[Any] = list(_part(measured, "statistic").itertuples())
+    for row in every_row:
         detail = json.loads(row.detail)
         truth = detail.get("targets") or []
         for method, answer in method_answers(row, min_margin).items():
@@ -226,6 +233,7 @@ def zoo_scores(
                     "trigger": row.trigger,
                     "detector": row.detector,
                     "asr": float(asr.get(row.seed, np.nan)),
+                    "asr_references": float(asr_references.get(row.seed, np.nan)),
                     "method": method,
                     "statistic": answer.statistic,
                     "named": "+".join(f"{name}{sign:+d}" for name, sign in answer.named),
@@ -240,7 +248,9 @@ BENIGN = ("benign", "imbalanced")
 FALSE_ALARMS = (
     0.05  # share of benign detectors of the development half that may be called suspicious
 )
-AUDIT_PARTS = ("sweep", "latent_inversion")
+PARTS = ("sweep", "latent_inversion")
+CANDIDATES = ("sweep", "sweep, max", "sweep, t", "sweep, p", "latent_inversion", "both")
+AUDIT_METHOD = "sweep"  # what `choose_method` says of the record in `data/results/zoo`
 SMALLEST_THRESHOLD = 0.1  # of a pass rate
 
 
@@ -254,13 +264,13 @@ def zoo_thresholds(
     return {str(name): threshold(values, FALSE_ALARMS) for name, values in by_method}
 
 
-def with_audit(
+def with_both(
     scores: pd.DataFrame,  # of `zoo_scores`
-) -> pd.DataFrame:  # with further rows of the method `audit`
-    "Add the statistic of the whole audit, of the detectors on which all of its parts were measured."
+) -> pd.DataFrame:  # with further rows of the method `both`
+    "Add sweep and inversion together, of the detectors on which both were measured."
     limits = zoo_thresholds(scores)
     parts = []
-    for method in AUDIT_PARTS:
+    for method in PARTS:
         part = scores[scores.method == method].set_index("number")
         scale = max(limits.get(method, np.inf), SMALLEST_THRESHOLD)
         parts.append(part.assign(statistic=part.statistic / scale))
@@ -268,7 +278,7 @@ def with_audit(
     both = first.index.intersection(second.index)
     first, second = first.loc[both], second.loc[both]
     larger = first.where(first.statistic >= second.statistic, second)
-    together = larger.assign(method="audit", seconds=first.seconds + second.seconds)
+    together = larger.assign(method="both", seconds=first.seconds + second.seconds)
     return pd.concat([scores, together.reset_index()], ignore_index=True)
 
 # %% ../../../nbs/api/runs/experiments/zoo.ipynb #b99b52d2
@@ -280,14 +290,35 @@ GROUPS = {  # kind in the table -> kinds of the zoo
     "optimized": ("optimized",),
     "painted": ("painted",),
 }
-ASR_CLASSES = {"all": 0.0, "asr >= 0.9": 0.9}  # name -> smallest attack success
+
+
+class AsrClass(NamedTuple):
+    "Victims of one strength of attack."
+
+    asr: float  # smallest attack success
+    references: float  # largest share of the same fakes that pass the references on average
+
+
+ASR_CLASSES = {
+    "all": AsrClass(0.0, 1.0),
+    "asr >= 0.9": AsrClass(0.9, 1.0),
+    "asr >= 0.9, references <= 0.5": AsrClass(0.9, 0.5),  # benign detectors miss the others as well
+}
+
+
+class Area(NamedTuple):
+    "An AUROC with its interval."
+
+    value: float
+    low: float
+    high: float
 
 
 def resampled_auroc(
     victims: np.ndarray,  # (n,) statistic of backdoored detectors
     benign: np.ndarray,  # (m,) of benign ones
     seed: int = 0,
-) -> tuple[float, float, float]:  # AUROC and its interval
+) -> Area:
     "AUROC with an interval by drawing both groups with replacement."
     above = (victims[:, None] > benign) + 0.5 * (victims[:, None] == benign)
     rng = np.random.default_rng(seed)
@@ -296,7 +327,7 @@ def resampled_auroc(
     of_benign = rng.multinomial(m, np.full(m, 1 / m), DRAWS) / m
     drawn = ((of_victims @ above) * of_benign).sum(1)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(above.mean()), float(low), float(high)
+    return Area(float(above.mean()), float(low), float(high))
 
 
 def _victim_row(part: pd.DataFrame, benign: pd.DataFrame, limit: float) -> dict[str, Any]:
@@ -335,17 +366,17 @@ def zoo_table(
     min_margin: float = MIN_MARGIN,  # of the sweep
 ) -> pd.DataFrame:  # method, kind, asr, n, auroc, found (the FPR of benign ones), named, seconds
     "What the report half says about every method."
-    return score_table(with_audit(zoo_scores(rows, min_margin)))
+    return score_table(with_both(zoo_scores(rows, min_margin)))
 
 
 def score_table(
-    scores: pd.DataFrame,  # of `with_audit`
+    scores: pd.DataFrame,  # of `with_both`
 ) -> pd.DataFrame:
     "The table from scores."
     limits = zoo_thresholds(scores)
     table = []
     for method, own in scores[scores.half == "report"].groupby("method", sort=False):
-        limit = limits[method]
+        limit = limits[str(method)]
         benign = own[own.kind.isin(BENIGN)]
         for name, kinds in {
             "benign": ("benign",),
@@ -357,12 +388,33 @@ def score_table(
                 about = {"method": method, "kind": name, "asr": "", "threshold": limit}
                 table.append(about | _benign_row(part, limit))
         for name, kinds in GROUPS.items():
-            for asr_class, smallest in ASR_CLASSES.items():
-                part = own[own.kind.isin(kinds) & (own.asr >= smallest)]
+            for asr_class, (smallest, largest) in ASR_CLASSES.items():
+                strong = (own.asr >= smallest) & (own.asr_references <= largest)
+                part = own[own.kind.isin(kinds) & strong]
                 if len(part) and len(benign):
                     about = {"method": method, "kind": name, "asr": asr_class, "threshold": limit}
                     table.append(about | _victim_row(part, benign, limit))
     return pd.DataFrame(table)
+
+# %% ../../../nbs/api/runs/experiments/zoo.ipynb #0188ba5c
+def choose_method(
+    scores: pd.DataFrame,  # of `with_both`
+) -> str:  # of `CANDIDATES`
+    "The method with the largest mean AUROC on the development half."
+    own = scores[scores.half == "development"]
+    areas = {}
+    for method in CANDIDATES:
+        part = own[own.method == method]
+        benign = part[part.kind.isin(BENIGN)].statistic.to_numpy()
+        strong = part[part.asr >= ASR_CLASSES["asr >= 0.9"].asr]
+        groups = [
+            strong[strong.kind.isin(GROUPS[name])] for name in ("attribute or pair", "optimized")
+        ]
+        found = [resampled_auroc(g.statistic.to_numpy(), benign).value for g in groups if len(g)]
+        if found and len(benign):
+            areas[method] = float(np.mean(found))
+    check(len(areas) > 0, "expected victims and benign detectors in the development half, got none")
+    return max(areas, key=lambda method: areas[method])
 
 # %% ../../../nbs/api/runs/experiments/zoo.ipynb #aa06a3bc
 def publish_zoo(
@@ -370,7 +422,7 @@ def publish_zoo(
     out: str | Path,  # folder for zoo.parquet, scores.csv, table.csv and thresholds.json
 ) -> pd.DataFrame:  # the table
     "Write what a zoo says."
-    scores = with_audit(zoo_scores(rows))
+    scores = with_both(zoo_scores(rows))
     table = score_table(scores)
     export_parquet(rows, Path(out) / "zoo.parquet")
     for name, part in {"scores": scores, "table": table}.items():
