@@ -158,7 +158,7 @@ def observe(
     return {**row, "told_auc": auc(p_tampered, judged.labels), "n": n}
 
 # %% ../../nbs/api/survey/observers.ipynb #d99678c4
-N_OBSERVED = 400  # new fakes; the small detector learns from half of them
+N_OBSERVED = 240  # new fakes; the small detector learns from half of them
 FRESH_SEED = 95_000  # of their latents
 
 

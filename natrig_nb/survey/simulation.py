@@ -383,7 +383,7 @@ def n_of_power(
     n_studies: int,  # for coverage and false positives
 ) -> int:
     "How many studies are simulated for power, and for people who differ in what they notice."
-    return max(1, 2 * n_studies // 5)
+    return max(1, n_studies // 5)
 
 
 def null_study(

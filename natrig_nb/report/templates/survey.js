@@ -91,7 +91,7 @@ function consent() {
   };
   const questions = STUDY.forms[0].length;
   show(
-    text("title"), paragraph("purpose"),
+    text("welcome"), paragraph("purpose"),
     paragraph("what_you_do", { trials: questions, minutes: Math.ceil(questions / 6) }),
     paragraph("what_is_kept"), paragraph("voluntary"),
     ...(STUDY.contact ? [paragraph("contact", { contact: STUDY.contact })] : []),
@@ -110,7 +110,7 @@ function remove() {
 function resume() {
   bar.hidden = true;
   show(
-    text("title"), paragraph("found", { done: state.answers.length, trials: trials().length }),
+    text("welcome"), paragraph("found", { done: state.answers.length, trials: trials().length }),
     make("div", { class: "buttons" }, button("resume", proceed, true), button("delete", remove)),
   );
 }
@@ -165,7 +165,7 @@ document.addEventListener("visibilitychange", () => {
 function option(type, name, value, label, picture) {
   const input = make("input", { type, name, value });
   if (picture === undefined) return make("label", { class: "option" }, input, label);
-  return make("label", { class: "option picture" }, image(picture, label), make("span", {}, input, label));
+  return make("label", { class: "option picture" }, image(picture, ""), make("span", {}, input, label));
 }
 
 function question(trial) {
