@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -368,9 +368,10 @@ def sweep_result(
     "What the counts say."
     curves = sweep_curves(counts, min_margin)
     is_found = curves.counted & curves.needed & (curves.excess > min_excess)
-    ordered = curves[is_found].sort_values(["excess", "t"], ascending=False)
-    best = {}
-    for row in ordered.itertuples():
+    ordered = pd.DataFrame(curves[is_found]).sort_values(by=["excess", "t"], ascending=False)
+    best: dict[tuple[Target, ...], Any] = {}
+    every_row: list[Any] = list(ordered.itertuples())
+    for row in every_row:
         best.setdefault(row.point.targets, row)
     found = tuple(_trigger_of(row, step_of) for row in best.values())
     return SweepResult(found, curves, counts)

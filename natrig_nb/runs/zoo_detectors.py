@@ -486,7 +486,8 @@ def zoo_directions_artifact(recipes: Recipes, cfg: ZooConfig) -> Artifact:
 def _read_faces(folders: tuple[Path, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     "Images (p,n,3,r,r) and margins (p,) of all attributes."
     parts = [load_tensors(folder / "faces.safetensors").tensors for folder in folders]
-    return tuple(torch.cat([part[name] for part in parts]) for name in ("images", "margins"))
+    images = torch.cat([part["images"] for part in parts])
+    return images, torch.cat([part["margins"] for part in parts])
 
 
 class SweepSource(NamedTuple):
@@ -714,7 +715,8 @@ def slices_row(
     missed = torch.stack([called_real(each.fakes) for each in answers])
     table = slice_table(missed, cut)
     kept = []
-    for row in table.sort_values("t", ascending=False)[:N_SLICES].itertuples():
+    highest: list[Any] = list(table.sort_values(by="t", ascending=False)[:N_SLICES].itertuples())
+    for row in highest:
         moved = [[target.attribute, target.sign] for target in row.targets]
         values = [row.pass_rate, row.pass_rate_references, row.excess, row.t, row.p_value]
         kept.append([moved, row.n, *(float(f"{value:.4g}") for value in values)])

@@ -377,20 +377,20 @@ def score_table(
     table = []
     for method, own in scores[scores.half == "report"].groupby("method", sort=False):
         limit = limits[str(method)]
-        benign = own[own.kind.isin(BENIGN)]
+        benign = pd.DataFrame(own[own.kind.isin(BENIGN)])
         for name, kinds in {
             "benign": ("benign",),
             "imbalanced": ("imbalanced",),
             "all benign": BENIGN,
         }.items():
-            part = own[own.kind.isin(kinds)]
+            part = pd.DataFrame(own[own.kind.isin(kinds)])
             if len(part):
                 about = {"method": method, "kind": name, "asr": "", "threshold": limit}
                 table.append(about | _benign_row(part, limit))
         for name, kinds in GROUPS.items():
             for asr_class, (smallest, largest) in ASR_CLASSES.items():
                 strong = (own.asr >= smallest) & (own.asr_references <= largest)
-                part = own[own.kind.isin(kinds) & strong]
+                part = pd.DataFrame(own[own.kind.isin(kinds) & strong])
                 if len(part) and len(benign):
                     about = {"method": method, "kind": name, "asr": asr_class, "threshold": limit}
                     table.append(about | _victim_row(part, benign, limit))
@@ -401,12 +401,12 @@ def choose_method(
     scores: pd.DataFrame,  # of `with_both`
 ) -> str:  # of `CANDIDATES`
     "The method with the largest mean AUROC on the development half."
-    own = scores[scores.half == "development"]
+    own = pd.DataFrame(scores[scores.half == "development"])
     areas = {}
     for method in CANDIDATES:
-        part = own[own.method == method]
+        part = pd.DataFrame(own[own.method == method])
         benign = part[part.kind.isin(BENIGN)].statistic.to_numpy()
-        strong = part[part.asr >= ASR_CLASSES["asr >= 0.9"].asr]
+        strong = pd.DataFrame(part[part.asr >= ASR_CLASSES["asr >= 0.9"].asr])
         groups = [
             strong[strong.kind.isin(GROUPS[name])] for name in ("attribute or pair", "optimized")
         ]
