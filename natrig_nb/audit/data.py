@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..core import FAKE, FaceSet, check, concat, pick_device, seeded, shipped
 from ..data.faces import read_faces
 from ..data.portraits import portraits
+from ..data.sides import one_side
 from ..detector.base import load_detector, predict_fake
 from ..generator.base import render
 from ..generator.stylegan2 import load_stylegan2
@@ -126,12 +127,12 @@ def read_images(
     size: int,  # pixels per side
     limit: int,  # images at most
     attributes: str | None = None,  # attribute table
-    label: int | None = None,  # of all images; unless given, folders real and fake decide
+    side: int | None = None,  # REAL or FAKE: only these; folders that say nothing hold them
 ) -> FaceSet:
     "Read a folder; an error names the option that it came from."
-    options = {} if label is None else {"label": label}
     try:
-        return read_faces(path, attributes, size=size, limit=limit, **options)
+        ds = read_faces(path, attributes, size=size, limit=limit)
+        return ds if side is None else one_side(ds, side, path)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{option}: {error}") from None
 
@@ -203,7 +204,7 @@ def load_audit_data(
     "Read every folder and split the trusted images."
     trusted = read_images(faces, "--faces", size, limit, attributes=attributes)
     if fakes:
-        trusted = concat(trusted, read_images(fakes, "--fakes", size, limit, label=FAKE))
+        trusted = concat(trusted, read_images(fakes, "--fakes", size, limit, side=FAKE))
     given = {}
     if suspects:
         given["suspects"] = read_images(suspects, "--suspects", size, limit)

@@ -9,7 +9,7 @@ __all__ = ['dashed', 'refuse']
 from collections.abc import Iterable
 from typing import Any
 
-
+# %% ../../nbs/api/runs/named.ipynb #34ebbdf5
 def dashed(
     names: Iterable[str],  # of fields
 ) -> str:
