@@ -14,6 +14,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -197,14 +198,14 @@ def histogram(
     bins: np.ndarray,  # edges
     color: str,  # of the outline
     fill: float = 0.0,  # opacity of a filled histogram; 0 draws the outline only
-    **options,  # to `Axes.hist`
+    **options,  # to `seaborn.histplot`
 ) -> None:
     "Share of images in each bin, in percent."
-    outline = {"histtype": "step", "lw": 1.3}
-    filled = {"histtype": "stepfilled", "alpha": fill}
-    weights = np.full(len(values), 100 / max(len(values), 1))
-    style = filled if fill else outline
-    ax.hist(values, bins, weights=weights, color=color, **style, **options)
+    style = {"alpha": fill, "linewidth": 0} if fill else {"fill": False, "linewidth": 1.3}
+    labels = {"xlabel": ax.get_xlabel(), "ylabel": ax.get_ylabel()}  # seaborn writes its own
+    shape = {"bins": list(bins), "stat": "percent", "element": "step", "color": color}
+    sns.histplot(x=np.asarray(values, float), ax=ax, **shape, **style, **options)
+    ax.set(**labels)
 
 
 def display_name(
@@ -760,9 +761,9 @@ def name_kinds(
     "The kind of defense above its columns, with a line between kinds."
     for kind in dict.fromkeys(kinds):
         at = [i for i, k in enumerate(kinds) if k == kind]
-        ax.text(np.mean(at), -0.8, kind, ha="center", va="bottom", fontsize=7, color=GREY)
+        ax.text(np.mean(at) + 0.5, -0.3, kind, ha="center", va="bottom", fontsize=7, color=GREY)
         if at[0]:
-            ax.axvline(at[0] - 0.5, color="white", lw=2)
+            ax.axvline(at[0], color="white", lw=2)
     without_frame(ax)
 
 
@@ -786,15 +787,15 @@ def plot_defenses(
     ax = figure.subplots()
     ax.patch.set(hatch="////", facecolor="white", edgecolor="0.8")
     values = effects.loc[triggers, names].to_numpy(float)
-    image = ax.imshow(values, cmap="Greys", vmin=0, vmax=1, aspect="auto")
+    label = {"label": "found or stopped", "shrink": 0.8}
+    sns.heatmap(values, ax=ax, cmap="Greys", vmin=0, vmax=1, cbar_kws=label)
     rings = np.argwhere(false.loc[triggers, names].fillna(0).to_numpy(float) > 0)
     for color, line in (("white", 2.4), ("black", 1.0)):
         style = {"mfc": "none", "mec": color, "ms": 6, "mew": line}
-        ax.plot(rings[:, 1], rings[:, 0], "o", **style)
-    ax.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    ax.set_yticks(range(len(triggers)), triggers)
+        ax.plot(rings[:, 1] + 0.5, rings[:, 0] + 0.5, "o", **style)  # cells have unit size
+    ax.set_xticks(np.arange(len(names)) + 0.5, names, rotation=60, ha="right")
+    ax.set_yticks(np.arange(len(triggers)) + 0.5, triggers, rotation=0)
     name_kinds(ax, table.drop_duplicates("defense").kind.tolist())
-    figure.colorbar(image, ax=ax, shrink=0.8, label="found or stopped")
     return figure
 
 # %% ../../nbs/api/report/figures.ipynb #1839fbde

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -55,16 +56,15 @@ def heatmap(
     table: pd.DataFrame,  # shares in [0,1]; index = rows, columns = columns
 ) -> None:
     "Shares in percent, one number per cell."
-    ax.imshow(table, cmap=SHARE_COLORS, vmin=0, vmax=1, aspect="auto")
-    for (row, column), share in np.ndenumerate(table.to_numpy(float)):
-        if np.isfinite(share):
-            color = "white" if share > 0.6 else "black"
-            text = dict(ha="center", va="center", fontsize=7, color=color)
-            ax.text(column, row, f"{100 * share:.0f}", **text)
+    shares = table.to_numpy(float)
+    colors = {"cmap": SHARE_COLORS, "vmin": 0, "vmax": 1, "cbar": False}
+    numbers = {"annot": 100 * shares, "fmt": ".0f", "annot_kws": {"fontsize": 7}}
+    sns.heatmap(shares, ax=ax, **colors, **numbers)
     columns = [detector_title(name) for name in table.columns]
     rows = [detector_title(name) for name in table.index]
-    ax.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
-    ax.set_yticks(range(len(rows)), rows)
+    slanted = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
+    ax.set_xticks(np.arange(len(columns)) + 0.5, columns, **slanted)
+    ax.set_yticks(np.arange(len(rows)) + 0.5, rows, rotation=0)
     without_frame(ax)
 
 
