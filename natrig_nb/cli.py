@@ -770,7 +770,8 @@ same command continues; a changed option recomputes what depends on it.
                                                    backdoors at equal visibility too; the detectors
                                                    of a walkthrough in --out are used again"""
 AUDIT_TEXT = """Two minutes on two cores. The verdict is never that a detector is clean.
-Exit code 0: nothing found, 1: suspicious, 3: no verdict, since the detector or the references cannot tell these faces apart.
+Exit code 0: nothing found, 1: suspicious, 3: no verdict, since the detector or the references
+cannot tell these faces apart.
 
   natrig audit detector.safetensors --faces trusted.zip --fakes fakes.zip
   natrig audit detector.safetensors --faces trusted --generator runs/faces

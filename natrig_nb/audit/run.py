@@ -185,7 +185,7 @@ def audit(
     generator: str | None = None,  # that is swept; the portraits' one for portraits unless given
     fake_class: str | None = None,  # which output means fake, as `load_detector` takes it
 ) -> AuditResult:
-    "Search a trigger that opens a detector and not benign ones; write `audit.json` and one page."
+    "Search a trigger that opens this detector alone; write `audit.json` and one page."
     start = time.time()
     check_defense_names(only or [])
     audited = open_detector(model, network, fake_class)

@@ -282,7 +282,9 @@ def zoo_sentence(
     )
 
 # %% ../../nbs/api/audit/triggers.ipynb #7c232b9b
-SUSPICIOUS, NOTHING, INCOMPETENT = "suspicious", "nothing found", "incompetent"
+SUSPICIOUS = "suspicious"
+NOTHING = "nothing found"
+INCOMPETENT = "incompetent"
 DECIDING = (AUDIT_METHOD, "slices")  # the inversion is told, but on the zoo it adds false alarms
 
 
@@ -451,7 +453,7 @@ def _reason_of(search):
 
 # %% ../../nbs/api/audit/triggers.ipynb #9a7490b2
 def audit_entries(
-    search: Search,
+    search: Search,  # of `search_triggers`
     seconds: float,  # of the whole audit so far
 ) -> dict[str, Any]:  # ready for JSON
     "The content of `audit.json`."

@@ -34,7 +34,7 @@ def sweep_of(
 
 def _draw_dose(ax: Axes, curves: pd.DataFrame, attribute: str, color: str) -> None:
     "One panel."
-    is_here = [[t.attribute for t in point.targets] == [attribute] for point in curves.point]
+    is_here = [len(p.targets) == 1 and p.targets[0].attribute == attribute for p in curves.point]
     own = curves[is_here]
     dose = [point.targets[0].sign * point.strengths[0] for point in own.point]
     own = own.assign(dose=dose).sort_values("dose")

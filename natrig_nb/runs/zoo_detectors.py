@@ -857,8 +857,8 @@ METHODS = ("detector", "latent_inversion", "second_opinion")  # the first: attac
 
 def zoo_measurements(
     recipes: Recipes,  # artifacts described so far
-    cfg: ZooConfig,
-    detector: ZooDetector,
+    cfg: ZooConfig,  # what all detectors share
+    detector: ZooDetector,  # before it is trained
     methods: Sequence[str] = METHODS,  # which of them
 ) -> list[Measurement]:
     "What is measured on one detector."

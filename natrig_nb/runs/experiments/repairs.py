@@ -216,7 +216,7 @@ def repair_measurements(
     recipes: Recipes,  # artifacts described so far
     cfg: RunConfig,  # a StyleGAN2 of portraits or photographs
     zoo: ZooConfig,  # how references, directions and the second opinion are made
-    triggers: Sequence[str] = TRIGGERS,
+    triggers: Sequence[str] = TRIGGERS,  # names
     repairs: Sequence[str] | None = None,  # names; all repairs of the package unless given
 ) -> list[Measurement]:
     "Every repair, unlearning and retraining, on every victim."
@@ -270,7 +270,7 @@ def compare_repairs(
     out: str | Path,  # folder of the run; the same one continues
     cfg: RunConfig | None = None,  # the portraits of the walkthrough unless given
     zoo: ZooConfig | None = None,  # with the data and the generator of `cfg` unless given
-    triggers: Sequence[str] = TRIGGERS,
+    triggers: Sequence[str] = TRIGGERS,  # names
     repairs: Sequence[str] | None = None,  # names; all repairs of the package unless given
     workers: int | None = None,  # processes; one per processor unless given; 0: all in this process
     executor: str = "processes",  # serial, processes or ray

@@ -78,6 +78,11 @@ def _drawn(rng: np.random.Generator, values: Sequence) -> Any:
     return values[int(rng.integers(len(values)))]
 
 
+def _shuffled(rng: np.random.Generator, values: list) -> list:
+    "The same values in a random order."
+    return [values[i] for i in rng.permutation(len(values))]
+
+
 def _trigger_settings(rng: np.random.Generator, kind: str, place: int) -> dict[str, Any]:
     "What is special about a detector of some kind; `place` counts within the kind."
     edits = tail_edits()
@@ -127,7 +132,7 @@ def zoo_detectors(
             )
             groups[detector.is_backdoored].append(detector)
             number += 1
-    mixed = [[group[i] for i in rng.permutation(len(group))] for group in groups.values()]
+    mixed = [_shuffled(rng, group) for group in groups.values()]
     return [detector for pair in zip(*mixed, strict=True) for detector in pair][:n]
 
 # %% ../../../nbs/api/runs/experiments/zoo.ipynb #09e092e9
@@ -159,7 +164,7 @@ SWEEP_STATISTICS = {
 }
 
 
-class Answer(NamedTuple):
+class Statement(NamedTuple):
     "What a method says about one detector."
 
     statistic: float  # higher = more suspicious
@@ -169,7 +174,7 @@ class Answer(NamedTuple):
 def sweep_answers(
     counts: dict[str, Any],  # as the table keeps them
     min_margin: float = MIN_MARGIN,  # of a point inside the support, to count
-) -> dict[str, Answer]:  # by name of the statistic
+) -> dict[str, Statement]:  # by name of the statistic
     "The statistics of a sweep, each with the attributes of its largest point."
     curves = sweep_curves(counts_from(counts), min_margin)
     usable = curves[curves.counted & curves.needed]
@@ -180,26 +185,26 @@ def sweep_answers(
     for name, column in SWEEP_STATISTICS.items():
         best = usable.sort_values([column, "shift"], ascending=False)
         if not len(best):
-            answers[name] = Answer(-1.0, [])
+            answers[name] = Statement(-1.0, [])
             continue
         targets = best.point.iloc[0].targets
-        answers[name] = Answer(float(best[column].iloc[0]), [list(target) for target in targets])
+        answers[name] = Statement(float(best[column].iloc[0]), [list(target) for target in targets])
     return answers
 
 
 def method_answers(
     row: Any,  # of the long table, with the metric `statistic`
     min_margin: float = MIN_MARGIN,  # of the sweep
-) -> dict[str, Answer]:  # by method
+) -> dict[str, Statement]:  # by method
     "What a row says."
     detail = json.loads(row.detail)
     if row.defense == "sweep":
         return sweep_answers(detail["counts"], min_margin)
     if row.defense == "slices":
-        return {"slices": Answer(float(row.value), detail["slices"][0][0])}
+        return {"slices": Statement(float(row.value), detail["slices"][0][0])}
     first = {"latent_inversion": "named", "second_opinion": "enriched"}[row.defense]
     named = [[attribute, sign] for attribute, sign, *_ in detail[first][:1]]
-    return {row.defense: Answer(float(row.value), named)}
+    return {row.defense: Statement(float(row.value), named)}
 
 
 def _part(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
