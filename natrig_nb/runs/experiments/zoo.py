@@ -436,3 +436,21 @@ def publish_zoo(
     with write_atomic(Path(out) / "thresholds.json") as temporary:
         temporary.write_text(json.dumps(zoo_thresholds(scores), indent=1))
     return table
+
+# %% ../../../nbs/api/runs/experiments/zoo.ipynb #fa81ae6d
+def with_fewer_references(
+    rows: pd.DataFrame,  # of the long table
+    k: int,  # references that are kept, at least 2
+) -> pd.DataFrame:
+    "The rows as an audit with fewer references would have written them."
+    check(k >= 2, f"expected at least 2 references, got {k}")
+    details = []
+    for row in rows[["defense", "metric", "detail"]].itertuples(index=False):
+        if (row.defense, row.metric) != ("sweep", "statistic"):
+            details.append(row.detail)
+            continue
+        detail = json.loads(row.detail)
+        for name in ("passed", "mean_real"):
+            detail["counts"][name] = detail["counts"][name][: k + 1]
+        details.append(json.dumps(detail))
+    return rows.assign(detail=details)
