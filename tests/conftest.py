@@ -10,7 +10,7 @@ import pytest
 SLOW = "slow: takes over 10 s; CI runs it, `pytest -m 'not slow'` leaves it out"
 ALLOWED_SKIPS = {  # pattern of the reason: why the test may be left out
     r"NATRIG_FACES": "photographs of people are not part of the repository",
-    r"takes minutes: set NATRIG_SLOW": "the long form of a test that also has a short one",
+    r"takes minutes: set NATRIG_(SLOW|WHOLE)": "the long form of a test that also has a short one",
     r"needs the git history": "a shallow clone or an archive has none",
     r"expected a git checkout": "an archive of the sources is none",
     r"playwright|chromium": "a browser is not among the development requirements",

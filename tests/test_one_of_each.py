@@ -16,6 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from copies import ROOT, add_module, copy_package, run_code  # noqa: E402
 
+pytestmark = pytest.mark.slow
 OWN = {  # module -> what its notebook exports
     "trigger.natural.own_hat": '''
 from natrig_nb.trigger.base import Need, SearchContext, Target, Trigger, TriggerSpec, required
@@ -197,8 +198,9 @@ save = figures.save_small
 
 def note_text(figure, path):
     "Save a figure as always, and note what is written in it."
+    saved = save(figure, path)  # drawing puts words on the axes
     drawn[path.name] = [text.get_text() for text in figure.findobj(Text)]
-    return save(figure, path)
+    return saved
 
 
 figures.save_small = note_text
@@ -317,7 +319,10 @@ def test_audit(extended):
     assert saved["verdict"].startswith("unusual: ") and "own-white" in str(saved["findings"])
 
 
-@pytest.mark.skipif(not os.environ.get("NATRIG_WHOLE"), reason="NATRIG_WHOLE is not set")
+WHOLE = "takes minutes: set NATRIG_WHOLE"
+
+
+@pytest.mark.skipif(not os.environ.get("NATRIG_WHOLE"), reason=WHOLE)
 def test_the_whole_suite_on_the_copy(tmp_path):
     "`make test` in a clone of the working tree with the five notebooks, which has its own .venv."
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
