@@ -634,7 +634,7 @@ def run_zoo(
     methods = {"methods": options.methods} if options.methods else {}
     rows = zoo(
         options.out,
-        options.detectors,
+        options.n_detectors,
         options.workers,
         options.executor,
         address=options.address,
@@ -779,7 +779,7 @@ cannot tell these faces apart.
 ZOO_TEXT = """Three hours on two cores. Stopped, the same command continues.
 
   natrig zoo                                       240 detectors of portraits
-  natrig zoo --detectors 24 --out out/small        the first 24 of them
+  natrig zoo --n-detectors 24 --out out/small      the first 24 of them
   natrig zoo --executor ray --address auto         on a cluster
   natrig zoo --methods latent_inversion            one method; the others are left for later"""
 SURVEY_TEXT = """Can people see a trigger? One page without network, and the analysis of its answers.
@@ -888,7 +888,7 @@ AUDIT_OPTIONS = (
 )
 ZOO_OPTIONS = (
     OUT._replace(default="out/zoo"),
-    Option("detectors", int, "how many; a small zoo is the beginning of the whole one", 240),
+    Option("n_detectors", int, "how many; a small zoo is the beginning of the whole one", 240),
     Option(
         "methods",
         tuple[str, ...],
