@@ -579,6 +579,7 @@ def run_audit(
         only=list(options.only) or None,
         older=options.older or bool({"seconds", "passes"} & given.keys()),
         generator=options.generator,
+        attribute_net=options.attribute_net,
         fake_class=options.fake_class,
         **more,
     )
@@ -880,6 +881,12 @@ AUDIT_OPTIONS = (
         str,
         "that is searched for triggers",
         shown_default="of the portraits, for portraits",
+    ),
+    Option(
+        "attribute_net",
+        str,
+        "that names the attributes of other faces than portraits",
+        shown_default="beside the generator",
     ),
     Option("fake_class", str, "which output means fake: 0 or 1, or the name of a class"),
     Option("older", bool, "ask the older defenses, too, which takes minutes to an hour", False),

@@ -27,7 +27,6 @@ from natrig_nb.audit.probes import (
     passes_for_seconds,
 )
 from natrig_nb.audit.triggers import (
-    INCOMPETENT,
     NoSource,
     Search,
     Source,
@@ -183,6 +182,7 @@ def audit(
     limit: int = 2000,  # images per folder at most
     older: bool = False,  # ask every older defense that applies
     generator: str | None = None,  # that is swept; the portraits' one for portraits unless given
+    attribute_net: str | None = None,  # that names what moves; beside the generator unless given
     fake_class: str | None = None,  # which output means fake, as `load_detector` takes it
 ) -> AuditResult:
     "Search a trigger that opens this detector alone; write `audit.json` and one page."
@@ -198,13 +198,16 @@ def audit(
     )
     accuracy = check_input_size(audited, data.test, size)
     reference_data = None if benign else builtin
-    if not references:
+    p_fake, labels = predict_fake(audited, data.test.images), data.test.labels
+    is_competent = not judge_competence(p_fake, labels, [], labels).reason
+    if is_competent and not references:
         train_on = (builtin or data).reference_train
         references = train_reference_detectors(audited, train_on, n_references, size, seed, out)
-    search = _lead(audited, references, data, reference_data, size, generator, out)
+    files = (generator, attribute_net)
+    search = _lead(audited, references, data, reference_data, size, files, out)
     write_entries(audit_entries(search, time.time() - start), out)
     print(search.reason, flush=True)
-    if not older and only is None or search.verdict == INCOMPETENT:
+    if not older and only is None or search.competence.reason:
         only = []
     if seconds:
         n_probes = len(available_probes(data).probes) if only is None else len(only)
@@ -246,7 +249,7 @@ def _lead(
     data: AuditData,  # the images of the audit
     reference_data: AuditData | None,  # images of the references, if not the same
     size: int,  # pixels per side of the detector's pictures
-    generator: str | None,  # that is swept; the portraits' one for portraits unless given
+    files: tuple[str | None, str | None],  # generator and attribute network of the user
     out: str | Path,  # folder of the audit
 ) -> Search:
     "Competence, then the search for a trigger."
@@ -257,7 +260,7 @@ def _lead(
     if competence.reason:
         return search_triggers(audited, references, data, NoSource(""), size, competence=competence)
     real = data.reference_train.images[data.reference_train.labels == REAL]
-    source = choose_source(real, [audited, *references], out, generator)
+    source = choose_source(real, [audited, *references], out, *files)
     where = source.name if isinstance(source, Source) else source.reason
     print(f"searching for a trigger: {where}", flush=True)
     return search_triggers(audited, references, data, source, size, competence=competence)

@@ -180,9 +180,10 @@ class Source:
 
 
 class NoSource(NamedTuple):
-    "Why there is no generator to sweep."
+    "Why there is no generator to sweep, and what slices are cut by."
 
     reason: str
+    attribute_net: AttributeNet | None = None  # of the given faces; none: no slices
 
 
 def choose_source(
@@ -190,40 +191,45 @@ def choose_source(
     detectors: Sequence[nn.Module],  # suspect first, then the references
     out: str | Path,  # folder of the audit, where directions are kept
     generator: str | Path | None = None,  # the user's: a file, or a folder of `train-generator`
+    attribute_net: str | Path | None = None,  # the user's, of `train-attributes`
 ) -> Source | NoSource:
     "The user's generator, the portraits' one, or none."
+    own = load_attributes(attribute_net) if attribute_net else None
     if generator is None:
         net = load_attributes(shipped(PORTRAIT_NETWORK))
         distance = portrait_distance(real, net)
         if distance > MOST_DISTANT:
-            return NoSource(
+            reason = (
                 f"the given faces are no portraits of this repository (distance {distance:.0f}, "
-                f"at most {MOST_DISTANT:.0f}); give --generator"
+                f"at most {MOST_DISTANT:.0f}): give --generator"
             )
+            return NoSource(reason, own)
         G, name = load_generator(shipped(PORTRAIT_GENERATOR)), "the portraits' generator"
     else:
-        G, net = _given_generator(Path(generator))
+        G, net = _given_generator(Path(generator), own)
         name = str(generator)
     passed = plain_pass_rate(detectors, G, real.shape[-1])
     if passed > MOST_PASSING:
-        return NoSource(f"{passed:.0%} of the plain fakes of {name} pass as real already")
+        reason = f"{passed:.0%} of the plain fakes of {name} pass as real already"
+        return NoSource(reason, own or net)
     return _opened_source(G, net, name, out)
 
 
-def _given_generator(path):
+def _given_generator(path, own):
     "Generator and attribute network of the user."
     file = path / "generator.safetensors" if path.is_dir() else path
     is_shipped = shipped(PORTRAIT_GENERATOR).resolve() == file.resolve()
     network = shipped(PORTRAIT_NETWORK) if is_shipped else file.parent / "attributes.safetensors"
     check(
-        network.is_file(), f"--generator: expected attributes.safetensors beside {file}, got none"
+        own is not None or network.is_file(),
+        f"--generator: expected attributes.safetensors beside {file} or --attribute-net, got none",
     )
     G = load_generator(file)
     check(
         hasattr(G, "z_dim") and G.latent_space is not None,
         f"--generator: expected a StyleGAN2, whose latents are vectors, got {path}",
     )
-    return G, load_attributes(network)
+    return G, own if own is not None else load_attributes(network)
 
 
 def _opened_source(G, net, name, out):
@@ -416,8 +422,11 @@ def search_triggers(
         methods["latent_inversion"] = _inverted(suspect, others, source, data, limits)
     else:
         left_out = dict.fromkeys(("sweep", "latent_inversion"), source.reason)
-        net = load_attributes(shipped(PORTRAIT_NETWORK))
-        methods["slices"] = _sliced(model, references, net, data, limits)
+        if source.attribute_net is None:
+            reason = f"No verdict: nothing could be searched, since {source.reason}, or "
+            reason += "--attribute-net, by which fakes are sliced."
+            return Search(INCOMPETENT, reason, competence, left_out=left_out)
+        methods["slices"] = _sliced(model, references, source.attribute_net, data, limits)
     is_suspicious = any(methods[name].ratio > 1 for name in DECIDING if name in methods)
     verdict = SUSPICIOUS if is_suspicious else NOTHING
     search = Search(verdict, "", competence, methods, left_out, result, faces, name)
