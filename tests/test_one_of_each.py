@@ -254,7 +254,8 @@ if __name__ == "__main__":
     options += ["--fakes", write(fakes[:60], root / "fakes")]
     options += ["--suspects", write(to_uint8(stripe.paint(faces[160:200].x)), root / "suspects")]
     options += ["--n-references", "3", "--passes", "200", "--out", "audit"]
-    sys.exit(main(["audit", "suspect.safetensors", *options, "--only", "own-white", "strip"]))
+    code = main(["audit", "suspect.safetensors", *options, "--only", "own-white", "strip"])
+    sys.exit(code if code not in (0, 1) else 0)  # 1: suspicious
 """
 
 
@@ -263,6 +264,7 @@ def extended(tmp_path_factory):
     "A copy of the package with one new notebook of each kind, and a grid of them in `out`."
     place = copy_package(tmp_path_factory.mktemp("extended"))
     (place / "data").symlink_to(ROOT / "data")
+    (place / "natrig_nb" / "shipped").symlink_to(ROOT / "data")  # as in an installed package
     (place / "own-discs.discs").touch()
     for module, source in OWN.items():
         add_module(place, module, source)

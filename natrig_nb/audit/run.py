@@ -226,6 +226,7 @@ def audit(
         reference_accuracies=[check_input_size(m, test, size) for m in references],
         settings={
             **{name: str(path) for name, path in given.items() if path},
+            "network": (getattr(audited, "about", None) or {}).get("name", "unknown"),
             "pixels": size,
             "images": {name: len(ds) for name, ds in data.sets().items()},
             "reference detectors": len(references),
