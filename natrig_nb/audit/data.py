@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['BUILTIN_GENERATOR', 'BUILTIN_PSI', 'BUILTIN_SEED', 'N_BUILTIN', 'MIN_RECALL', 'split_trusted',
-           'builtin_reference_set', 'LoadedData', 'load_audit_data']
+           'builtin_reference_set', 'LoadedData', 'count_sentence', 'load_audit_data']
 
 # %% ../../nbs/api/audit/data.ipynb #7cff7eb0
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +40,7 @@ class AuditData:
     test: FaceSet  # trusted, held out: predictions on these are compared
     suspects: FaceSet | None = None  # inputs whose trustworthiness is in question
     training_set: FaceSet | None = None  # what the audited detector learned from, if known
+    counts: dict[str, str] = field(default_factory=dict)  # option -> pictures given, read, left out
 
     @property
     def has_both_classes(self) -> bool:
@@ -190,6 +191,21 @@ class LoadedData(NamedTuple):
     )  # portraits for the reference detectors, where trusted fakes are missing
 
 
+def count_sentence(
+    ds: FaceSet,  # as `read_faces` returns it
+) -> str:
+    "How many pictures were given and read, and what became of the others."
+    about = ds.about
+    parts = [f"{about['given']} pictures given, {about['read']} read"]
+    if about["left_out"]:
+        parts.append(f"{about['left_out']} left out evenly, since a set has a limit")
+    if len(ds) < about["read"]:
+        parts.append(f"{len(ds)} of this side used")
+    if about["skipped"]:
+        parts.append(f"{len(about['skipped'])} files skipped")
+    return ", ".join(parts)
+
+
 def load_audit_data(
     model: nn.Module,  # the audited detector
     size: int,  # pixels per side
@@ -203,20 +219,28 @@ def load_audit_data(
 ) -> LoadedData:
     "Read every folder and split the trusted images."
     trusted = read_images(faces, "--faces", size, limit, attributes=attributes)
+    counts = {"--faces": count_sentence(trusted)}
     if fakes:
-        trusted = concat(trusted, read_images(fakes, "--fakes", size, limit, side=FAKE))
+        known = read_images(fakes, "--fakes", size, limit, side=FAKE)
+        counts["--fakes"] = count_sentence(known)
+        trusted = concat(trusted, known)
     given = {}
     if suspects:
         given["suspects"] = read_images(suspects, "--suspects", size, limit)
+        counts["--suspects"] = count_sentence(given["suspects"])
     if training_set:
         learned = read_images(training_set, "--training-set", size, limit)
+        counts["--training-set"] = count_sentence(learned)
         check(
             len(learned.labels.unique()) == 2,
             "--training-set: expected folders real and fake inside, got one label for all",
         )
         given["training_set"] = learned
+    for option, sentence in counts.items():
+        print(f"{option}: {sentence}", flush=True)
     if (trusted.labels == FAKE).any():
-        return LoadedData(split_trusted(trusted, seed, **given), None)
+        data = replace(split_trusted(trusted, seed, **given), counts=counts)
+        return LoadedData(data, None)
     builtin = builtin_reference_set(size)
     fakes_of_builtin = builtin[builtin.labels == FAKE]
     p_fake = predict_fake(model, fakes_of_builtin.images)
@@ -228,4 +252,5 @@ def load_audit_data(
     )
     if recall >= MIN_RECALL:
         trusted = concat(trusted, fakes_of_builtin)
-    return LoadedData(split_trusted(trusted, seed, **given), split_trusted(builtin, seed))
+    data = replace(split_trusted(trusted, seed, **given), counts=counts)
+    return LoadedData(data, split_trusted(builtin, seed))

@@ -229,6 +229,7 @@ def audit(
             "network": (getattr(audited, "about", None) or {}).get("name", "unknown"),
             "pixels": size,
             "images": {name: len(ds) for name, ds in data.sets().items()},
+            **{f"pictures of {option}": sentence for option, sentence in data.counts.items()},
             "reference detectors": len(references),
             "passes per probe": passes,
             "seed": seed,
