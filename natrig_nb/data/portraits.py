@@ -127,7 +127,8 @@ def _hair_attributes(
     beard_odds = np.where(long_hair, 0.0, 0.5)
     bald = u["baldness"] / np.maximum(bald_odds, 1e-6)
     beard = u["beard"] / np.maximum(beard_odds, 1e-6)
-    long, short = 0.45 + 0.55 * u["hair_length"], 0.42 * _tail(u["hair_length"], 1.3, 2)
+    long = 0.45 + 0.55 * u["hair_length"]
+    short = 0.42 * _tail(u["hair_length"], 1.3, 2)
     return {
         "hair_length": np.where(long_hair, long, short),
         "hair_color": _tail(u["hair_color"], 0.9, 1.7),
@@ -142,7 +143,8 @@ def _attributes(
     chance,  # (n, 4) further uniform draws
 ) -> dict:  # name -> (n,)
     "The sixteen attributes; age is 19 years plus a gamma of shape 2, with a long old tail."
-    age = np.clip(19 - 11 * (np.log1p(-u["age"]) + np.log1p(-chance[2])), 18, 90)
+    two_draws = np.log1p(-u["age"]) + np.log1p(-chance[2])
+    age = np.clip(19 - 11 * two_draws, 18, 90)
     return _hair_attributes(u, age, chance[3] < 0.48) | {
         "smile": _tail(u["smile"], 1.05, 3.2),
         "mouth_open": _tail(u["mouth_open"], 0.8, 4.5),
@@ -242,18 +244,25 @@ def _rgb(r, g, b):
     return torch.tensor([r, g, b]).view(1, 3, 1, 1)
 
 
+def _shaded(color, shade):
+    "A color (n or 1,3,..) under a shade (n,s,s)."
+    return color * shade[:, None]
+
+
 def _ramp(t, stops):
     "Color (n,3,1,1) at `t` (n,1,1) in [0,1] on a line of equally spaced stops."
     stops = torch.tensor(stops)
     t = t.flatten().clamp(0, 1) * (len(stops) - 1)
     i = t.long().clamp(max=len(stops) - 2)
-    return torch.lerp(stops[i], stops[i + 1], (t - i)[:, None])[:, :, None, None]
+    color = torch.lerp(stops[i], stops[i + 1], (t - i)[:, None])
+    return color[:, :, None, None]
 
 
 def _hue(h, s, v):
     "Color (n,3,1,1) of hue (in turns), saturation and value, each (n,1,1)."
-    k = (torch.tensor([5.0, 3.0, 1.0]).view(1, 3, 1, 1) + 6 * h[:, None]) % 6
-    return v[:, None] * (1 - s[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
+    k = (_rgb(5.0, 3.0, 1.0) + 6 * h[:, None]) % 6
+    grey = torch.minimum(k, 4 - k).clamp(0, 1)
+    return v[:, None] * (1 - s[:, None] * grey)
 
 # %% ../../nbs/api/data/portraits.ipynb #00000021
 def _features(p):
@@ -309,7 +318,8 @@ def _people(params):
 def _plane(p, size):
     "The plane of each head, shifted, scaled, tilted: X and Y, and h and q in its half axes."
     t = (torch.arange(size) + 0.5) * (2 / size) - 1
-    g = SimpleNamespace(px=2 / size, x=t.view(1, 1, -1), y=-t.view(1, -1, 1))
+    x, y = t.view(1, 1, -1), -t.view(1, -1, 1)
+    g = SimpleNamespace(px=2 / size, x=x, y=y)
     scale, roll = 1.1 + 0.05 * p.size, 0.05 * p.roll
     dx = (g.x - 0.05 * p.x) / scale
     dy = (g.y - 0.03 - 0.03 * p.y) / scale
@@ -337,7 +347,10 @@ def _outline(p, g):
 
 
 def _grid(p, size):
-    "All coordinates of all pixels, down to the point (u,v,w) of the face that each one shows."
+    """All coordinates of all pixels, down to the point (u,v,w) of the face that each one shows.
+
+    `eye_u`, `eye_v`, `nose_v`, `mouth_v`: distances from the middle of the eyes, the nose, the mouth.
+    """
     g = _plane(p, size)
     yaw, pitch = torch.deg2rad(p.yaw), torch.deg2rad(p.pitch)
     g.sy, g.cy = yaw.sin(), yaw.cos()
@@ -351,6 +364,8 @@ def _grid(p, size):
     g.w = g.q * g.sp + z * g.cp
     g.au = g.u.abs()
     g.head = _edge((1 - g.r) * 0.5, g)
+    g.eye_u, g.eye_v = g.au - p.eu, g.v - p.ev
+    g.nose_v, g.mouth_v = g.v - p.nv, g.v - p.mv
     return g
 
 # %% ../../nbs/api/data/portraits.ipynb #00000028
@@ -402,12 +417,12 @@ def _clothes(img, p, g):
     slope = 0.22 * (side - 0.2).clamp_(0)
     fall = 0.5 * (side - 0.62).clamp_(0).square_()
     g.shoulder = -0.63 - slope - fall
-    light = 0.85 + 0.25 * X * p.lx - 0.25 * (X * X) + 0.3 * (Y + 0.85)
-    light = light.clamp_(0.25, 1.2)
+    barrel = 0.85 + 0.25 * X * p.lx - 0.25 * (X * X)
+    light = (barrel + 0.3 * (Y + 0.85)).clamp_(0.25, 1.2)
     fold = 0.05 * (X * 14 + Y * 9 + 6 * p.collar).sin()
     vivid = p.rim * p.lens
     cloth = _hue(p.cloth_hue, 0.1 + 0.6 * vivid, 0.12 + 0.75 * p.cloth_light)
-    _paint(img, cloth * (light + fold)[:, None], _edge(g.shoulder - Y, g))
+    _paint(img, _shaded(cloth, light + fold), _edge(g.shoulder - Y, g))
     _collar(img, p, g, light, vivid)
     return img
 
@@ -425,7 +440,7 @@ def _collar(img, p, g, light, vivid):
     inside = torch.minimum(g.opening + 0.06, g.shoulder + 0.07 - g.Y)
     opacity = 0.3 + 0.7 * (p.collar < 0.6)
     ring = _edge(inside, g) * opacity
-    _paint(img, color * light[:, None], ring * _edge(g.nape + 0.06, g))
+    _paint(img, _shaded(color, light), ring * _edge(g.nape + 0.06, g))
 
 
 def _neck(img, p, g):
@@ -435,18 +450,18 @@ def _neck(img, p, g):
     shade = 0.74 + 0.3 * nx * p.lx - 0.22 * nx * nx - 0.34 * chin
     below = torch.minimum(g.nape, g.opening)
     inside = torch.minimum(below, -0.3 - g.Y)
-    return _paint(img, p.skin * shade.clamp_(0.15)[:, None], _edge(inside, g))
+    return _paint(img, _shaded(p.skin, shade.clamp_(0.15)), _edge(inside, g))
 
 # %% ../../nbs/api/data/portraits.ipynb #00000030
 def _nose(p, g):
     "Height of the nose: a ridge that grows towards the tip, the tip, and the wings."
     g.nu = g.u - 0.2 * g.sy  # what stands out moves further when the head turns
-    below = g.v - p.nv
+    below = g.nose_v
     along = ((0.2 - g.v) / (0.2 - p.nv)).clamp_(0, 1)
     width = 0.14 + 0.11 * along * p.nw
-    end = _edge((g.v - p.nv + 0.07) * 0.25, g)
+    end = _edge((g.nose_v + 0.07) * 0.25, g)
     ridge = _bump(g.nu / width) * along * end
-    g.tip = _bump(g.nu / 0.15, (g.v - p.nv - 0.04) / 0.13)
+    g.tip = _bump(g.nu / 0.15, (g.nose_v - 0.04) / 0.13)
     wings = _bump((g.nu.abs() - 0.14 * p.nw) / 0.1, below / 0.09)
     return 0.09 * ridge + 0.04 * g.tip + 0.025 * wings
 
@@ -456,10 +471,10 @@ def _relief(p, g):
     u, v = g.u, g.v
     au = g.au
     brow = _bump((v - 0.27) / 0.16, u / 0.75)
-    sockets = _bump((au - p.eu) / 0.3, (v - p.ev) / 0.17)
+    sockets = _bump(g.eye_u / 0.3, g.eye_v / 0.17)
     cheek_v = (v + 0.2 - 0.06 * p.smile) / 0.26
     cheeks = (0.03 + 0.035 * p.smile) * _bump((au - 0.47) / 0.36, cheek_v)
-    lips = _bump(u / 0.3, (v - p.mv - 0.01) / 0.17)
+    lips = _bump(u / 0.3, (g.mouth_v - 0.01) / 0.17)
     chin_v = (v + 0.83 + 0.06 * p.mouth_open) / 0.16
     chin = _bump(u / (0.3 + 0.05 * p.jaw), chin_v)
     jowls = _bump((au - 0.52) / 0.2, (v + 0.62) / 0.25)
@@ -490,11 +505,11 @@ def _light(p, g):
 def _shadows(p, g):
     "Darkening (1 = none) of sockets, nostrils and lower lip, and the fold from nose to mouth."
     v, nu = g.v, g.nu
-    sockets = _bump((g.au - p.eu + 0.04) / 0.3, (v - p.ev - 0.035) / 0.15)
+    sockets = _bump((g.eye_u + 0.04) / 0.3, (g.eye_v - 0.035) / 0.15)
     nostril_u = (nu.abs() - 0.075 * p.nw) / 0.065
-    nostrils = _bump(nostril_u, (v - p.nv + 0.055) / 0.05)
-    below_nose = _bump(nu / (0.22 * p.nw), (v - p.nv + 0.1) / 0.07)
-    lip_v = (v - p.mv + 0.155 + 0.2 * p.mouth_open) / 0.06
+    nostrils = _bump(nostril_u, (g.nose_v + 0.055) / 0.05)
+    below_nose = _bump(nu / (0.22 * p.nw), (g.nose_v + 0.1) / 0.07)
+    lip_v = (g.mouth_v + 0.155 + 0.2 * p.mouth_open) / 0.06
     below_lip = _bump(g.u / 0.22, lip_v)
     shade = 1 - 0.33 * sockets - 0.42 * nostrils - 0.2 * below_nose - 0.15 * below_lip
     t = ((p.nv + 0.06 - v) / (p.nv - p.mv + 0.17)).clamp_(0, 1)  # from the nose to the mouth
@@ -509,23 +524,27 @@ def _wrinkles(p, g):
     "Darkening by age: bags under the eyes, forehead, crow's feet, lines from the mouth down."
     u, v = g.u, g.v
     au = g.au
-    bag = v - p.ev + 0.135 - 0.09 * ((au - p.eu) / 0.2).square_()
+    bag = g.eye_v + 0.135 - 0.09 * (g.eye_u / 0.2).square_()
     bags = _bump(bag / 0.045) - 0.3 * _bump((bag - 0.07) / 0.05)
-    s = (0.04 + 0.27 * p.old) * bags * _bump((au - p.eu) / 0.27)
+    s = (0.04 + 0.27 * p.old) * bags * _bump(g.eye_u / 0.27)
     row = 0.5 + 0.5 * (48 * (v - 0.12 * u * u)).sin_()
-    s += 0.26 * p.old * row * row * _bump((v - 0.43) / 0.17) * _bump(u / 0.75)
+    forehead, middle = _bump((v - 0.43) / 0.17), _bump(u / 0.75)
+    s += 0.26 * p.old * row * row * forehead * middle
     waves = 0.6 + 0.4 * (60 * v + 20 * au).sin_()
     feet = (0.17 * p.old + 0.1 * p.smile * p.old.sqrt()) * waves
-    s += feet * _bump((au - p.eu - 0.27) / 0.13, (v - p.ev) / 0.13)
-    down = au - p.mw - 0.05 + 0.12 * (v - p.mv + 0.1)
-    height = _bump((v - p.mv + 0.2) / 0.2)
+    s += feet * _bump((g.eye_u - 0.27) / 0.13, g.eye_v / 0.13)
+    down = au - p.mw - 0.05 + 0.12 * (g.mouth_v + 0.1)
+    height = _bump((g.mouth_v + 0.2) / 0.2)
     return s.add_(0.27 * p.old * _bump(down / 0.05) * height)
 
 
 def _skin(img, p, g):
     "Skin under light and folds; shadows keep some red, cheeks and nose blush, and it shines."
-    shade = _light(p, g) * (_shadows(p, g) - _wrinkles(p, g)).clamp_(0.15) * (0.72 + 0.28 * g.nz)
-    red = 0.10 * _bump((g.au - 0.5) / 0.33, (g.v + 0.2) / 0.28) + 0.10 * g.tip
+    light = _light(p, g)
+    folds = (_shadows(p, g) - _wrinkles(p, g)).clamp_(0.15)
+    shade = light * folds * (0.72 + 0.28 * g.nz)
+    cheeks = _bump((g.au - 0.5) / 0.33, (g.v + 0.2) / 0.28)
+    red = 0.10 * cheeks + 0.10 * g.tip
     red = red * (0.6 + 0.35 * p.blush + 0.6 * p.smile)
     root, cool = shade.sqrt(), 1 - 0.5 * red
     face = torch.stack(
@@ -536,22 +555,24 @@ def _skin(img, p, g):
         ],
         1,
     ).mul_(p.skin)
-    face += ((0.09 + 0.1 * p.skin_tone) * g.glow)[:, None] * p.sunlight
+    shine = (0.09 + 0.1 * p.skin_tone) * g.glow
+    face += shine[:, None] * p.sunlight
     return _paint(img, face, g.head)
 
 # %% ../../nbs/api/data/portraits.ipynb #00000037
 def _eyes(img, p, g):
     "Whites between the lids, irises that look somewhere, lashes and the crease of the lid."
     skin, b = p.skin, g.b
-    side, x = g.u.sign(), g.au - p.eu
-    ex, y = x / p.ew, g.v - p.ev - 0.02 * x
+    side, x = g.u.sign(), g.eye_u
+    ex = x / p.ew
+    y = g.eye_v - 0.02 * x
     arc = 1 - ex * ex
     up = y - p.eh * arc
     low = y + (0.7 * p.eh - 0.022 * p.smile) * arc
     lids = _edge(torch.minimum(-up, low) * b, g)
     ball = 1 - 0.3 * ex.square().clamp_(max=1)
     white = (0.3 + 0.65 * g.diffuse) * ball
-    _paint(img, _rgb(0.93, 0.91, 0.9) * white[:, None], lids)
+    _paint(img, _shaded(_rgb(0.93, 0.91, 0.9), white), lids)
     dx = (x - side * 0.1 * (p.gaze - 0.5)) * g.a
     _iris(img, p, g, dx, (y - 0.008) * b, lids, side)
     near = _bump(ex / 1.12)
@@ -568,7 +589,7 @@ def _iris(img, p, g, dx, dy, lids, side):
     r = (dx * dx).addcmul_(dy, dy).sqrt_()
     radius = 0.052 + 0.003 * p.eye_size
     shade = 0.55 + 0.5 * (r / radius).clamp_(max=1)
-    _paint(img, p.iris * shade[:, None], lids * _edge(radius - r, g))
+    _paint(img, _shaded(p.iris, shade), lids * _edge(radius - r, g))
     _paint(img, _rgb(0.03, 0.02, 0.02), lids * _edge(0.024 - r, g))
     glint_x = (dx * side - 0.02 * p.lx.sign()).square_()
     spark = (glint_x + (dy - 0.018).square_()).sqrt_()
@@ -577,7 +598,7 @@ def _iris(img, p, g, dx, dy, lids, side):
 
 def _brows(img, p, g):
     "Two arches of hair that thin out to the temples and sink a little with age."
-    x = (g.au - p.eu - 0.01) / 0.26
+    x = (g.eye_u - 0.01) / 0.26
     height = p.ev + 0.17 + 0.015 * p.brow_y - 0.02 * p.old
     arch = (0.05 + 0.02 * p.brow_arch) * (1 - x * x)
     middle = height + arch - 0.02 * x
@@ -592,9 +613,10 @@ def _lips(p, g):
     "Heights over the lines of the mouth: its middle, the lips' inner edges, their outer rims."
     x2 = (g.u / p.mw).square_()
     arc = (1 - x2).clamp_(-0.5)
-    thin = (1 - 0.4 * p.old) * (1 + 0.13 * p.lips) * (1 - 0.25 * p.smile)
+    thin = (1 - 0.4 * p.old) * (1 + 0.13 * p.lips)
+    thin = thin * (1 - 0.25 * p.smile)
     curve = (0.22 * p.smile - 0.012) * (x2.clamp(max=1.3) - 0.35)
-    line = g.v - p.mv - curve
+    line = g.mouth_v - curve
     upper = line - (0.02 * p.mouth_open + 0.055 * p.grin) * arc
     lower = line + (0.26 * p.mouth_open + 0.11 * p.grin) * arc
     bow = 1 - 0.28 * _bump(g.u / 0.07)  # Cupid's bow
@@ -612,12 +634,12 @@ def _mouth(img, p, g):
     gloss = _bump((m.rim_low - 0.06 * m.thin) / 0.05, g.u / 0.2)
     shade = 0.35 + 0.6 * g.diffuse + 0.22 * gloss - 0.12 * (m.line > 0)
     lips = torch.minimum(-m.rim_up, m.rim_low)
-    _paint(img, red * shade[:, None], 0.85 * _edge(lips * g.b, g))
+    _paint(img, _shaded(red, shade), 0.85 * _edge(lips * g.b, g))
     hole = _teeth(img, p, g, m)
     near = _bump(g.u / (p.mw * 1.08))
     seam = _edge(0.011 - m.line.abs() * g.b, g) * near * (1 - hole)
     _paint(img, p.skin * _rgb(0.35, 0.16, 0.16), 0.85 * (seam * 1.6).clamp_(max=1))
-    corner_v = (g.v - p.mv - 0.14 * p.smile) / 0.06
+    corner_v = (g.mouth_v - 0.14 * p.smile) / 0.06
     corner = _bump((g.au - p.mw * 1.02) / 0.07, corner_v)
     return _paint(img, p.skin * _rgb(0.4, 0.22, 0.2), (0.25 + 0.4 * p.smile) * corner)
 
@@ -632,7 +654,7 @@ def _teeth(img, p, g, m):
     teeth = torch.minimum(inside, low * g.b)
     white = (0.4 + 0.55 * g.diffuse) * (1 - 0.35 * m.x2.clamp_(max=1))
     shown = (p.grin * 4 + p.mouth_open * 2.5).clamp(max=1)
-    _paint(img, _rgb(0.93, 0.9, 0.86) * white[:, None], _edge(teeth, g) * shown)
+    _paint(img, _shaded(_rgb(0.93, 0.9, 0.86), white), _edge(teeth, g) * shown)
     return hole
 
 # %% ../../nbs/api/data/portraits.ipynb #0000003d
@@ -659,14 +681,15 @@ def _hair_behind(img, p, g):
     outer = outer - 0.18 * (1 - p.part) * (-1.0 - q).clamp_(0)
     inner = 0.336 - 0.12 * q
     inside = torch.minimum(outer - side, side - inner) * g.a
-    tips = (q - end - 0.06 * (side * 6 + 5 * p.fringe).sin_()) * 0.5
+    ragged = (side * 6 + 5 * p.fringe).sin_()
+    tips = (q - end - 0.06 * ragged) * 0.5
     inside = torch.minimum(inside, tips)
     top = _dome(side / outer, (q.clamp(0) / 1.1).square_())
     inside = torch.minimum(inside, (1 - top) * g.a)
     dark = 0.28 * _bump((side - inner) / 0.4)
     shade = 0.62 + 0.09 * _strands(p, g) + 0.3 * g.h * p.lx - dark
     alpha = _edge(inside, g) * (p.hair_length > 0.4)
-    return _paint(img, p.hair * shade.clamp_(0.12)[:, None], alpha)
+    return _paint(img, _shaded(p.hair, shade.clamp_(0.12)), alpha)
 
 
 def _hairline(p, g, strand):
@@ -677,7 +700,8 @@ def _hairline(p, g, strand):
     high = 0.24 * (0.5 - p.fringe).clamp(0) * full
     open_parting = 0.1 * (p.fringe < 0.28) * p.long * _bump(parting / 0.35)
     lift = high + open_parting
-    sweep = 0.64 * (p.fringe - 0.55).clamp(0) * full * (1 - parting.abs_()).clamp_(0)
+    near = (1 - parting.abs_()).clamp_(0)
+    sweep = 0.64 * (p.fringe - 0.55).clamp(0) * full * near
     corners = 0.16 * bald * _bump((au - 0.42) / 0.3)
     line = 0.59 + lift - sweep - 0.22 * au * au + 0.62 * bald + corners
     temples = 2.1 * (1 + 0.3 * p.long) * (au - 0.58).clamp_(0)
@@ -701,7 +725,7 @@ def _hair(img, p, g):
     shine = (0.24 + 0.06 * strand) * _bump(band / 0.25)
     shade = 0.56 + 0.3 * h * p.lx + 0.16 * q + 0.09 * strand + shine
     shade -= 0.12 * _bump(over / 0.12)
-    return _paint(img, p.hair * shade.clamp_(0.12)[:, None], _edge(0.6 * inside, g))
+    return _paint(img, _shaded(p.hair, shade.clamp_(0.12)), _edge(0.6 * inside, g))
 
 # %% ../../nbs/api/data/portraits.ipynb #0000003f
 def _ears(img, p, g):
@@ -722,7 +746,7 @@ def _beard(img, p, g):
     cheek = (0.95 * (g.au - 0.42).clamp_(0) - 0.36 - v) * 6.6
     tall = 0.12 + 0.12 * p.mouth_open
     across = (u / (p.mw * 1.05)).square_()
-    along = ((v - p.mv + 0.02 + 0.12 * p.mouth_open) / tall).square_()
+    along = ((g.mouth_v + 0.02 + 0.12 * p.mouth_open) / tall).square_()
     lips = across + along - 1
     grown = torch.minimum(cheek, lips * 1.6)
     grown = torch.minimum(grown, (p.nv - 0.09 - v) * 8).clamp_(0, 1)
@@ -730,22 +754,23 @@ def _beard(img, p, g):
     grown = grown * chin * (0.32 - v).mul_(4).clamp_(0, 1)
     curls = 0.07 * (33 * u + 2.5 * (11 * v).sin_()).sin_()
     shade = (0.3 + 0.42 * g.diffuse + curls).clamp_(0.1)
-    return _paint(img, p.hair * shade[:, None], grown * (1.25 * p.beard).clamp(max=0.95))
+    return _paint(img, _shaded(p.hair, shade), grown * (1.25 * p.beard).clamp(max=0.95))
 
 # %% ../../nbs/api/data/portraits.ipynb #00000045
 def _glasses(img, p, g):
     "Rims between circle and rounded square, bridge, arms to the ears, and a reflection."
-    x = (g.au - p.eu - 0.01) / (0.29 + 0.03 * p.lens)
-    y = (g.v - p.ev + 0.02) / (0.155 + 0.07 * p.lens)
+    x = (g.eye_u - 0.01) / (0.29 + 0.03 * p.lens)
+    y = (g.eye_v + 0.02) / (0.155 + 0.07 * p.lens)
     xx, yy = x * x, y * y
-    circle, squarish = (xx + yy).square_(), xx * xx + yy * yy
+    circle = (xx + yy).square_()
+    squarish = xx * xx + yy * yy
     r = torch.lerp(circle, squarish, p.rim).sqrt_().sqrt_()
     outside = (r - 1) * 0.11
     thick = 0.016 + 0.012 * p.rim
     on = p.eyeglasses * (g.w > 0)
     reflection = 0.1 + 0.25 * _bump((x + y * 0.6 + 0.5) * 2.2)
     _paint(img, _rgb(0.75, 0.82, 0.9), on * _edge(-outside, g) * reflection)
-    bar = thick - (g.v - p.ev - 0.03).abs_() * g.b
+    bar = thick - (g.eye_v - 0.03).abs_() * g.b
     bar = torch.minimum(bar, (x.abs() - 0.95) * 0.1)
     bar = torch.minimum(bar, (1.01 - g.r) * g.a)
     rims = torch.maximum(thick - outside.abs(), bar)
@@ -763,17 +788,20 @@ def _hat(img, p, g):
     color = _hue(p.hat_hue, 0.2 + 0.5 * p.lens, 0.2 + 0.55 * style)
     knit = 0.09 * (1 - wide) * (1 - cap) * (26 * h).sin_()
     seam = 0.22 * _bump((line - 0.14) / 0.05)
-    shade = (0.6 + 0.3 * h * p.lx + 0.3 * (g.q - 0.4) + knit - seam).clamp_(0.1)
+    light = 0.6 + 0.3 * h * p.lx + 0.3 * (g.q - 0.4)
+    shade = (light + knit - seam).clamp_(0.1)
     shadow = 0.5 * _bump((line + 0.02) / 0.2)
     _paint(img, _rgb(0.0, 0.0, 0.0), p.hat * shadow * g.head)
     cloth = _edge(torch.minimum(line * g.b, crown), g)
-    _paint(img, color * shade[:, None], p.hat * cloth)
-    x = (h - (0.12 + 0.25 * cap) * g.sy) / (0.8 + 0.8 * wide)
-    y = (g.v - 0.4 + 0.08 * h * h * wide) / (0.13 - 0.03 * wide)
+    _paint(img, _shaded(color, shade), p.hat * cloth)
+    turned = h - (0.12 + 0.25 * cap) * g.sy
+    x = turned / (0.8 + 0.8 * wide)
+    bent = g.v - 0.4 + 0.08 * h * h * wide
+    y = bent / (0.13 - 0.03 * wide)
     ellipse = 1 - (x * x + y * y).sqrt_()
     brim = _edge(ellipse * 0.08, g) * (wide + cap)
     lit = (0.62 * shade + 0.1 * y).clamp_(0.05)
-    return _paint(img, color * lit[:, None], p.hat * brim)
+    return _paint(img, _shaded(color, lit), p.hat * brim)
 
 # %% ../../nbs/api/data/portraits.ipynb #00000048
 LAYERS = (
@@ -832,7 +860,8 @@ def paint_portraits(
     out = torch.empty(len(params), 3, size, size)
 
     def paint(rows: slice) -> None:
-        image = _draw(_people(params.iloc[rows]), size, LAYERS)
+        people = _people(params.iloc[rows])
+        image = _draw(people, size, LAYERS)
         out[rows] = image.mul_(2).sub_(1)
 
     _in_chunks(paint, len(params), size)
@@ -857,9 +886,11 @@ def _expose(
 ) -> torch.Tensor:  # (n,3,r,r)
     "What the sensor measures: a three-tap blur both ways, and noise that grows with the light."
     wide = F.pad(x, (1, 1, 0, 0), mode="replicate")
-    x = (1 - 2 * blur) * x + blur * (wide[..., 2:] + wide[..., :-2])
+    beside = wide[..., 2:] + wide[..., :-2]
+    x = (1 - 2 * blur) * x + blur * beside
     tall = F.pad(x, (0, 0, 1, 1), mode="replicate")
-    x = (1 - 2 * blur) * x + blur * (tall[..., 2:, :] + tall[..., :-2, :])
+    above_and_below = tall[..., 2:, :] + tall[..., :-2, :]
+    x = (1 - 2 * blur) * x + blur * above_and_below
     return x + gain * noise * (1.1 + 0.5 * x).clamp_(0.3)
 
 
@@ -871,9 +902,11 @@ def _photograph(x: torch.Tensor, seed: int, first: int) -> torch.Tensor:
     "Photographs (n,3,r,r) uint8 of a chunk whose first image has the number `first`."
     n, _, r, _ = x.shape
     streams = [np.random.Generator(np.random.SFC64([seed, first + i])) for i in range(n)]
-    settings = np.stack([stream.random(3) for stream in streams]) * CAMERA_RANGE + CAMERA_LOW
+    shares = np.stack([stream.random(3) for stream in streams])
+    settings = shares * CAMERA_RANGE + CAMERA_LOW
     normal = [stream.standard_normal((3, r, r), dtype=np.float32) for stream in streams]
-    blur, gain = torch.from_numpy(settings[:, :2].T.astype(np.float32))[..., None, None, None]
+    columns = torch.from_numpy(settings[:, :2].T.astype(np.float32))
+    blur, gain = columns[..., None, None, None]
     exposed = to_uint8(_expose(x, blur, gain, torch.from_numpy(np.stack(normal))))
     film = exposed.permute(0, 2, 3, 1).contiguous().numpy()
     photographs = [
@@ -893,7 +926,8 @@ def camera(
     out = torch.empty(n, 3, r, r)
 
     def shoot(rows: slice) -> None:
-        out[rows] = to_float(_photograph(x[rows], seed, first + rows.start))
+        photographs = _photograph(x[rows], seed, first + rows.start)
+        out[rows] = to_float(photographs)
 
     _in_chunks(shoot, n, r)
     return out
@@ -910,7 +944,8 @@ def portraits(
     images = torch.empty(n, 3, size, size, dtype=torch.uint8)
 
     def portray(rows: slice) -> None:
-        images[rows] = to_uint8(camera(paint_portraits(people.iloc[rows], size), seed, rows.start))
+        painted = paint_portraits(people.iloc[rows], size)
+        images[rows] = to_uint8(camera(painted, seed, rows.start))
 
     _in_chunks(portray, n, size, "portraits")
     about = {"world": "portraits", "seed": seed}
