@@ -1,6 +1,8 @@
 """The limits of the package's lines: syntax nodes, length, types of public parameters."""
 
 import ast
+import io
+import tokenize
 from collections import defaultdict
 from pathlib import Path
 
@@ -125,3 +127,25 @@ def test_public_names_are_defined_once():
             if is_definition and not node.name.startswith("_"):
                 places[node.name].append(str(path.relative_to(ROOT)))
     assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def code_lines(path):
+    """Lines with code: no blank lines, no comments, no docstrings."""
+    source = path.read_text(encoding="utf-8")
+    docstrings = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node):
+            text = node.body[0]
+            docstrings.update(range(text.lineno, text.end_lineno + 1))
+    found = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type in (tokenize.NAME, tokenize.NUMBER, tokenize.OP, tokenize.STRING):
+            found.update(range(token.start[0], token.end[0] + 1))
+    return len(found - docstrings)
+
+
+def test_experiments_are_declarations():
+    folder = PACKAGE / "runs" / "experiments"
+    names = ("walkthrough", "grid", "perturbations", "crossing")
+    lines = {name: code_lines(folder / f"{name}.py") for name in names}
+    assert max(lines.values()) <= 80, lines

@@ -150,7 +150,7 @@ def check_input_size(
         first_line = str(error).splitlines()[0][:120]
         raise ValueError(
             f"expected a detector that reads pictures of {size} pixels, "
-            f"got an error ({first_line}): choose another --size"
+            f"got an error ({first_line}): choose another --resolution"
         ) from None
 
 # %% ../../nbs/api/audit/data.ipynb #881f53c9

@@ -292,7 +292,10 @@ def faces_with_table(
     sets = load_faces(faces)
     learned = [*sets["train"].names, *sets["substitute"].names]
     parts = {"train": learned, "held_out": list(sets["held_out"].names)}
-    return {name: known[[place[str(face)] for face in part]] for name, part in parts.items()}
+    chosen = {}
+    for name, part in parts.items():
+        chosen[name] = known[[place[str(face)] for face in part]]
+    return chosen
 
 
 def make_attributes(

@@ -139,6 +139,13 @@ def expected_answer(
     }
 
 
+def picture_facts(
+    picture: dict[str, Any],  # of an answer
+) -> dict[str, Any]:
+    "What the form says about a picture."
+    return {name: picture[name] for name in ("shows", "identity", "tampered")}
+
+
 def check_against_study(
     record: dict[str, Any],  # fits the schema
     study: dict[str, Any],  # of a page
@@ -153,10 +160,7 @@ def check_against_study(
     check(fits, f"expected {n} answers of a complete form, fewer of another, got {n_answers}")
     for number, (trial, answer) in enumerate(zip(form, record["answers"], strict=False)):
         given = {name: answer[name] for name in ("task", "kind", "condition")}
-        given["pictures"] = [
-            {name: picture[name] for name in ("shows", "identity", "tampered")}
-            for picture in answer["pictures"]
-        ]
+        given["pictures"] = [picture_facts(picture) for picture in answer["pictures"]]
         same = given == expected_answer(study, trial)
         check(same, f"expected the questions of form {record['form']}, got others at {number}")
 
