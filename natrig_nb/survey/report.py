@@ -86,7 +86,7 @@ def table_values(
     "A table as text."
     flat = table.reset_index() if table.index.name else table
     columns = [str(name).replace("_", " ") for name in flat.columns]
-    rows = [[shown_value(value) for value in row] for row in flat.itertuples(index=False)]
+    rows = [list(map(shown_value, row)) for row in flat.itertuples(index=False)]
     return {"columns": columns, "rows": rows}
 
 

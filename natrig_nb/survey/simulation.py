@@ -15,21 +15,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
+from scipy.special import expit
 
 from natrig_nb.survey.analysis import (
+    FIRST_ERROR,
     N_RATINGS,
+    PRIOR_LOG_ODDS,
+    PRIOR_SPREAD,
     Bounds,
+    MixedRegression,
     Tally,
     clustered_rate,
     compare_conditions,
-    mixed_regression,
+    indicator,
     power,
     rating_auc,
     rating_of,
     signal_detection,
 )
 
-from ..core import check, environment, progress, write_atomic
+from ..core import batches, check, environment, write_atomic
 from .answers import expected_answer
 from .plan import PLAIN, REAL_FACE, Design, one_trials
 
@@ -239,20 +244,123 @@ def coverage_table(
     return table.assign(n_people=n_people, n_studies=n_studies)
 
 # %% ../../nbs/api/survey/simulation.ipynb #afee7050
+N_NODES = 10  # of the Gauss-Hermite quadrature
+MAX_SWEEPS = 300
+CLOSE = 1e-4  # largest change of a converged fit, log odds
+
+
+class _VariationalFit:
+    """The model of `mixed_regression` for many studies of one design, by coordinate ascent.
+
+    The posterior is a product of normals. Each block (conditions, people, faces) takes a Newton step with
+    expected derivatives, moves its mean into the conditions, and updates its spread.
+    """
+
+    def __init__(self, chosen: np.ndarray, groups: list[np.ndarray]):
+        self.groups = groups  # of conditions, people, faces: a code per answer
+        self.sizes = [int(codes.max()) + 1 for codes in groups]
+        self.sums = [indicator(c, k).T.tocsr() for c, k in zip(groups, self.sizes, strict=True)]
+        n_studies = len(chosen)
+        self.answers = chosen.astype(float)  # (studies, answers)
+        self.mean = [np.zeros((n_studies, k)) for k in self.sizes]
+        self.variance = [np.full((n_studies, k), FIRST_ERROR**2) for k in self.sizes]
+        self.log_spread = np.zeros(
+            (n_studies, 3)
+        )  # mean of its normal; of no meaning for conditions
+        self.spread_variance = np.full((n_studies, 3), 0.05)
+
+    def precision(self, block: int) -> np.ndarray:  # (studies,)
+        "Expected precision of the prior of a block."
+        if block == 0:
+            return np.full(len(self.answers), PRIOR_LOG_ODDS**-2)
+        return np.exp(2 * (self.spread_variance[:, block] - self.log_spread[:, block]))
+
+    def residual(self) -> tuple[np.ndarray, np.ndarray]:  # (studies, answers) each
+        "Expected residual and weight p(1-p) of each answer."
+        pairs = list(zip(self.mean, self.variance, self.groups, strict=True))
+        mean = sum(m[:, codes] for m, _, codes in pairs)
+        error = np.sqrt(sum(v[:, codes] for _, v, codes in pairs))
+        nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
+        share, weight = np.zeros_like(mean), np.zeros_like(mean)
+        for node, w in zip(nodes, weights / weights.sum(), strict=True):
+            p = expit(mean + error * node)
+            share += w * p
+            weight += w * p * (1 - p)
+        return self.answers - share, weight
+
+    def sweep(self) -> None:
+        "Update every block once."
+        for block, sums in enumerate(self.sums):
+            prior = self.precision(block)[:, None]
+            residual, weight = self.residual()
+            gradient = (sums @ residual.T).T - prior * self.mean[block]
+            curvature = (sums @ weight.T).T + prior
+            self.mean[block] += gradient / curvature
+            self.variance[block] = 1 / curvature
+            if block > 0:
+                self.shift(block)
+                self.update_spread(block)
+
+    def shift(self, block: int) -> None:
+        "Move the mean of a block into the conditions, as far as both priors want it."
+        own, first = self.precision(block), self.precision(0)
+        pull = own * self.mean[block].sum(1) - first * self.mean[0].sum(1)
+        step = pull / (self.sizes[block] * own + self.sizes[0] * first)
+        self.mean[block] -= step[:, None]
+        self.mean[0] += step[:, None]
+
+    def update_spread(self, block: int) -> None:
+        "Newton steps for the logarithm of a block's standard deviation."
+        squares = (self.mean[block] ** 2 + self.variance[block]).sum(1)
+        prior = PRIOR_SPREAD**-2
+        for _ in range(5):
+            expected = squares * self.precision(block)
+            gradient = expected - self.sizes[block] - prior * self.log_spread[:, block]
+            step = gradient / (2 * expected + prior)
+            self.log_spread[:, block] += np.clip(step, -0.5, 0.5)
+            curvature = prior + 2 * squares * self.precision(block)
+            self.spread_variance[:, block] = 1 / curvature
+
+
+def batched_regressions(
+    chosen: np.ndarray,  # (studies, answers) bool
+    condition: np.ndarray,  # (answers,) number of the condition
+    person: np.ndarray,  # (answers,) any identifier
+    face: np.ndarray,  # (answers,) any identifier
+    conditions: list[str],  # names by number
+) -> list[MixedRegression]:
+    "The fits of `mixed_regression` to many studies of one design, at once."
+    groups = [condition, *(np.unique(each, return_inverse=True)[1] for each in (person, face))]
+    fit = _VariationalFit(chosen, groups)
+    for _ in range(MAX_SWEEPS):
+        before = np.hstack([fit.mean[0], fit.log_spread])
+        fit.sweep()
+        change = np.abs(np.hstack([fit.mean[0], fit.log_spread]) - before)
+        if change.max() < CLOSE:
+            break
+    errors, spreads = np.sqrt(fit.variance[0]), np.exp(fit.log_spread)
+    return [
+        MixedRegression(conditions, fit.mean[0][i], errors[i], float(s[1]), float(s[2]))
+        for i, s in enumerate(spreads)
+    ]
+
+
+BATCH = 50  # studies fitted at once
+
+
 def regressions(
     answers: SimulatedAnswers,
     conditions: list[str],  # of `Planted`
-) -> Iterator[pd.DataFrame]:  # of `compare_conditions`
-    "The comparisons of each simulated study; real faces are left out."
+) -> Iterator[MixedRegression]:
+    "The fit to each simulated study; real faces are left out."
     is_fake = answers.shown.condition < len(conditions) - 1
     condition, face = answers.shown.condition[is_fake], answers.shown.face[is_fake]
     person = np.nonzero(is_fake)[0]
-    for chosen in progress(answers.chosen, "simulated studies"):
-        yield compare_conditions(
-            mixed_regression(chosen[is_fake], condition, person, face, conditions[:-1])
-        )
+    chosen = answers.chosen[:, is_fake]
+    for rows in batches(len(chosen), BATCH, "simulated studies"):
+        yield from batched_regressions(chosen[rows], condition, person, face, conditions[:-1])
 
-
+# %% ../../nbs/api/survey/simulation.ipynb #becbe2a8
 class TestResults(NamedTuple):
     "What the comparisons of simulated studies found; shares in [0,1]."
 
@@ -260,7 +368,7 @@ class TestResults(NamedTuple):
     coverage: float  # intervals of odds ratios that contain the planted one
     significant: dict[tuple[str, str], float]  # share of studies per pair
 
-# %% ../../nbs/api/survey/simulation.ipynb #becbe2a8
+
 def comparison_results(
     planted: Planted,  # with logistic noise, so that odds ratios are exact
     design: Design,
@@ -273,7 +381,8 @@ def comparison_results(
     answers = simulated_answers(planted, design, n_people, n_studies, seed)
     evidence = dict(zip(planted.conditions, planted.evidence, strict=True))
     inside, significant = [], []
-    for table in regressions(answers, planted.conditions):
+    for fitted in regressions(answers, planted.conditions):
+        table = compare_conditions(fitted)
         pairs = list(zip(table["first"], table.second, strict=True))
         truth = np.exp([evidence[a] - evidence[b] for a, b in pairs])
         inside.append(((table.low <= truth) & (truth <= table.high)).mean())
@@ -379,13 +488,6 @@ PEOPLE = (12, 30, 100)
 STEPS = {12: 1.6, 30: 1.0, 100: 0.5}  # log odds of a difference that is sometimes found
 
 
-def n_of_power(
-    n_studies: int,  # for coverage and false positives
-) -> int:
-    "How many studies are simulated for power, and for people who differ in what they notice."
-    return max(1, n_studies // 5)
-
-
 def null_study(
     **changes: Any,  # of `Planted`
 ) -> Planted:
@@ -425,7 +527,6 @@ def calibration_rows(
 ) -> list[dict[str, Any]]:
     "Coverage and false positives of studies of one size."
     about = {"n_people": n_people, "n_studies": n_studies}
-    fewer = {**about, "n_studies": n_of_power(n_studies)}
     seen = Planted(dict(zip(SIMULATED, (0.0, 0.7, 1.5, 2.5), strict=True)), lapses=0.04)
     table = coverage_table(seen, design, n_people, n_studies)
     rows = [
@@ -436,9 +537,10 @@ def calibration_rows(
         ("", null_study()),
         (", people differ in what they notice", null_study(spread_tastes=0.5)),
     ):
-        size = fewer if label else about
-        results = comparison_results(planted, design, n_people, size["n_studies"], seed=3)
-        rows.append({**size, "metric": f"false positives{label}", "value": results.any_significant})
+        results = comparison_results(planted, design, n_people, n_studies, seed=3)
+        rows.append(
+            {**about, "metric": f"false positives{label}", "value": results.any_significant}
+        )
         if not label:
             rows.append({**about, "metric": "coverage of odds ratios", "value": results.coverage})
     return rows
@@ -454,12 +556,11 @@ def write_simulations(
     rows: list[dict[str, Any]] = []
     if path.exists():
         before = pd.read_csv(path)
-        sizes = (n_studies, n_of_power(n_studies))
-        rows = before[before.n_studies.isin(sizes)].to_dict("records")
+        rows = before[before.n_studies == n_studies].to_dict("records")
     done = {row["n_people"] for row in rows}
     for n_people in [n for n in PEOPLE if n not in done]:
         rows += calibration_rows(design, n_people, n_studies)
-        rows += power_rows(design, n_people, n_of_power(n_studies))
+        rows += power_rows(design, n_people, n_studies)
         with write_atomic(path) as file:
             pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
     with write_atomic(path.with_suffix(".json")) as file:
