@@ -785,10 +785,10 @@ ZOO_TEXT = """Three hours on two cores. Stopped, the same command continues.
   natrig zoo --methods latent_inversion            one method; the others are left for later"""
 SURVEY_TEXT = """Can people see a trigger? One page without network, and the analysis of its answers.
 
-  natrig survey make --out survey.html             a minute; all triggers of a walkthrough with --run
+  natrig survey make --out survey.html             half a minute; all triggers of a walkthrough with --run
   natrig survey serve survey.html                  collects answers of a class
   natrig survey analyze out/survey/answers         seconds
-  natrig survey simulate                           an hour: 500 studies of 12, 30 and 100 people
+  natrig survey simulate                           minutes: 500 studies of 12, 30 and 100 people
   natrig survey observers                          minutes: PSNR, features, outliers, a detector"""
 REPAIRS_TEXT = """An hour on two cores. Stopped, the same command continues.
 
