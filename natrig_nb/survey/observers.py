@@ -7,8 +7,10 @@ __all__ = ['OutlierTest', 'shown_examples', 'observe', 'observe_run', 'write_obs
 
 # %% ../../nbs/api/survey/observers.ipynb #b4342407
 import json
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -181,19 +183,21 @@ def observe_run(
     folder: str | Path,  # of a walkthrough; without one, that of portraits is set up there
     names: list[str] | None = None,  # of triggers; all that the run offers unless given
     n: int = N_OBSERVED,
-) -> pd.DataFrame:  # a row per trigger
-    "What instruments notice of the triggers of a run."
+    known: Container[str] = (),  # triggers to leave out
+) -> Iterator[dict[str, Any]]:  # a row per trigger, painted ones first
+    "What instruments notice of the triggers of a run, one after the other."
     cfg = survey_config(folder, is_quick=False)
-    chosen = chosen_triggers(cfg, names or list(available_triggers(cfg.triggers, cfg.generator)))
+    offered = available_triggers(cfg.triggers, cfg.generator)
+    chosen = chosen_triggers(cfg, names or list(offered))
+    ordered = sorted(chosen, key=lambda name: not offered[name].painted)
     generator = open_generator(generator_file(cfg.generator), **generator_settings(cfg.generator))
     latents = generator.sample(n, FRESH_SEED, cfg.generator.psi)
     case = observer_case(cfg, folder, generator.render(latents))
-    rows = []
-    for name, trigger in progress(found_triggers(cfg, chosen, folder).items(), "observing"):
+    for name in progress([name for name in ordered if name not in known], "observing"):
+        trigger = found_triggers(cfg, [name], folder)[name]
         row = observe(case, generator.render_many(latents, [trigger])[0])
         about = {"dataset": cfg.data.dataset, "trigger": name, "space": str(trigger.space)}
-        rows.append({**about, **row, "source": "this command"})
-    return pd.DataFrame(rows)
+        yield {**about, **row, "source": "this command"}
 
 # %% ../../nbs/api/survey/observers.ipynb #fac3797a
 FROM_GRID = {"psnr": "psnr", "ssim": "ssim", "feature_distance": "distance_attributes"}
@@ -216,14 +220,22 @@ def write_observers(
     folder: str | Path,  # of a run
     names: list[str] | None = None,  # of triggers; all unless given
 ) -> pd.DataFrame:
-    "Measure all triggers, add what is known of photographs, and write the table."
-    measured = observe_run(folder, names)
+    """Measure all triggers, add what is known of photographs, and write the table.
+
+    Triggers that the file has are not measured again: the same command continues.
+    """
+    path = Path(out)
+    before = pd.read_csv(path) if path.exists() else pd.DataFrame({"source": [], "trigger": []})
+    rows = before[before.source == "this command"].to_dict("records")
     known = grid_rows(shipped("data/results/grid-faces/results.parquet"))
-    missing = known[~known.dataset.isin(measured.dataset.unique())]
-    table = pd.concat([measured, missing], ignore_index=True)
-    with write_atomic(out) as file:
-        table.to_csv(file, index=False, float_format="%.4g")
     about = {"command": f"natrig survey observers --out {out}", "environment": environment()}
-    with write_atomic(Path(out).with_suffix(".json")) as file:
+    with write_atomic(path.with_suffix(".json")) as file:
         file.write_text(json.dumps(about, indent=1))
-    return table
+    for row in observe_run(folder, names, known={row["trigger"] for row in rows}):
+        rows.append(row)
+        measured = pd.DataFrame(rows)
+        missing = known[~known.dataset.isin(measured.dataset.unique())]
+        with write_atomic(path) as file:
+            table = pd.concat([measured, missing], ignore_index=True)
+            table.to_csv(file, index=False, float_format="%.4g")
+    return pd.read_csv(path)
