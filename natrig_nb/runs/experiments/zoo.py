@@ -444,12 +444,13 @@ def with_fewer_references(
 ) -> pd.DataFrame:
     "The rows as an audit with fewer references would have written them."
     check(k >= 2, f"expected at least 2 references, got {k}")
+    is_sweep = (rows.defense == "sweep") & (rows.metric == "statistic")
     details = []
-    for row in rows[["defense", "metric", "detail"]].itertuples(index=False):
-        if (row.defense, row.metric) != ("sweep", "statistic"):
-            details.append(row.detail)
+    for text, is_swept in zip(rows.detail, is_sweep, strict=True):
+        if not is_swept:
+            details.append(text)
             continue
-        detail = json.loads(row.detail)
+        detail = json.loads(text)
         for name in ("passed", "mean_real"):
             detail["counts"][name] = detail["counts"][name][: k + 1]
         details.append(json.dumps(detail))
