@@ -1211,7 +1211,7 @@ NO_ROOM = (
 
 
 def error_text(
-    error: Exception,
+    error: Exception,  # as raised
 ) -> str:
     "What a user is told about an error."
     text = " ".join(str(error).split())

@@ -181,7 +181,7 @@ if __name__ == "__main__":
     triggers, detectors = ["own-hat", "own-stripe"], ["resnet18", "own-small"]
     cells = expand(cfg, triggers, ["none", "own-white"], detectors=detectors)
     discs = changed(cfg, generator="own-discs.discs")
-    cells += expand(discs, ["optimized", "own-stripe"], ["none"])
+    cells += expand(discs, ["optimized", "own-stripe"], ["none"], detectors=detectors)
     grid(cells, "out", workers=2).to_csv("rows.csv", index=False)
 """
 FIGURES = """

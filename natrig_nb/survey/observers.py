@@ -102,10 +102,10 @@ class OutlierTest:
 def shown_examples(
     plain: torch.Tensor,  # (n,3,r,r) uint8
     triggered: torch.Tensor,  # (n,3,r,r) uint8, the same identities
-    seed: int = 0,
+    seed: int = 0,  # of the training
     epochs: int = 10,  # passes over half of the pictures
 ) -> FaceSet:  # of the other half: labels FAKE = tampered, `attributes` with the column p_tampered
-    "Train a small detector to tell tampered from plain faces; judge identities that it has not seen."
+    "Train a small detector of tampered faces; judge identities that it has not seen."
     half = len(plain) // 2
     check(half >= 2, f"expected at least 4 identities, got {len(plain)}")
     parts = []
@@ -182,7 +182,7 @@ def observer_case(
 def observe_run(
     folder: str | Path,  # of a walkthrough; without one, that of portraits is set up there
     names: list[str] | None = None,  # of triggers; all that the run offers unless given
-    n: int = N_OBSERVED,
+    n: int = N_OBSERVED,  # pictures of each kind
     known: Container[str] = (),  # triggers to leave out
 ) -> Iterator[dict[str, Any]]:  # a row per trigger, painted ones first
     "What instruments notice of the triggers of a run, one after the other."

@@ -231,8 +231,8 @@ def is_address(
 def serve_survey(
     page: str | Path,  # a page of `natrig survey make`
     folder: str | Path,  # where answers are kept
-    host: str = "127.0.0.1",
-    port: int = 8000,
+    host: str = "127.0.0.1",  # address to listen at
+    port: int = 8000,  # number of the port; 0 takes a free one
 ) -> None:
     "Serve a survey until it is stopped with Ctrl-C."
     server = make_server(page, folder, host, port)

@@ -30,7 +30,7 @@ def attack_again(
     seed: int = 0,  # one of its seeds
     **sizes: int,  # n_train, n_substitute, n_held_out, epochs; those of the walkthrough unless given
 ) -> dict[str, Any]:  # a row of the results table
-    "One more attack at another poisoning rate; kept in `records/rates.csv` unless sizes differ."
+    "One more attack at another poisoning rate, kept in `rates.csv` unless sizes differ."
     cfg = changed(read_settings(out), poison_rate=rate, **sizes)
     check_names([trigger], walkthrough_triggers(cfg), "a trigger")
     n = cfg.evaluation.seeds
