@@ -509,7 +509,7 @@ def test_train_generator_tells_before_it_trains(tmp_path, people, capsys, monkey
     save_people(people[:2], "lfw/Ann", ["Ann_0001.jpg", "Ann_0002.jpg"])
     steps = ["--recon-steps", "2", "--gan-steps", "1", "--out", "g"]
     for faces, message in (
-        ("lfw", "expected a table with attributes of the faces (--attributes)"),
+        ("lfw", "expected attributes of the faces in lfw, got none: give a table with --attributes"),
         ("nowhere", "got nothing at"),
         ("celeba/list_attr_celeba.txt", "expected a folder, .zip or .tar of images"),
     ):
