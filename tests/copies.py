@@ -18,6 +18,7 @@ def copy_package(folder: Path, weights: tuple[str, ...] = ()) -> Path:
     """The package in another folder, with links to files of `data/`."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "natrig_nb", folder / "natrig_nb", ignore=ignored)
+    shutil.copy(ROOT / "settings.ini", folder)  # by which the package knows a checkout
     for name in weights:
         (folder / "data").mkdir(exist_ok=True)
         (folder / "data" / name).symlink_to(ROOT / "data" / name)
