@@ -20,6 +20,7 @@ from ..defense.base import defense_specs, prediction_interval
 from ..metrics import interval
 from ..runs.results import COLUMNS, FILE, read_results
 from ..trigger.base import TriggerConfig, trigger_specs
+from .competence import of_competent
 
 # %% ../../nbs/api/report/tables.ipynb #ffffa426
 PARQUET = "results.parquet"
@@ -61,11 +62,11 @@ def read_run(
 def read_records(
     folder: str | Path,  # with `results.parquet` files somewhere below
 ) -> pd.DataFrame:  # columns as in `runs.results.COLUMNS`; empty where there are no files
-    "All committed results below a folder."
+    "All committed results below a folder, of detectors that can tell real from fake."
     tables = [read_results(path) for path in sorted(Path(folder).rglob(PARQUET))]
     if not tables:
         return pd.DataFrame(columns=list(COLUMNS))
-    return in_package_order(pd.concat(tables, ignore_index=True))
+    return in_package_order(of_competent(pd.concat(tables, ignore_index=True)))
 
 
 def of_attacks(
