@@ -107,7 +107,7 @@ def test_doctor_misses_what_is_lost(natrig, site):
     assert "install the package again" in told.stdout
 
 
-@pytest.mark.parametrize("generator", [[], ["--generator", "diffusion", "--denoising-steps", "2"]])
+@pytest.mark.parametrize("generator", [[], ["--generator", "diffusion", "--denoising-steps", "4"]])
 def test_walkthrough(natrig, tmp_path, generator):
     done = natrig("walkthrough", "--quick", *generator, *SMALL, "--out", "run")
     assert done.returncode == 0, done.stderr[-2000:]
