@@ -108,9 +108,9 @@ def noise_and_share(
 def simulated_answers(
     planted: Planted,
     design: Design,  # its triggers are those planted
-    n_people: int,
-    n_studies: int,
-    seed: int = 0,
+    n_people: int,  # in each study
+    n_studies: int,  # studies to simulate
+    seed: int = 0,  # of everything random
 ) -> SimulatedAnswers:
     "Task one of many studies at once; people, faces and answers are drawn anew in each."
     check(
@@ -224,11 +224,11 @@ def true_areas(
 def coverage_table(
     planted: Planted,
     design: Design,
-    n_people: int,
-    n_studies: int = 500,
-    seed: int = 0,
+    n_people: int,  # in each study
+    n_studies: int = 500,  # studies to simulate
+    seed: int = 0,  # of everything random
 ) -> pd.DataFrame:  # metric, coverage
-    "How often intervals of rates, d', criterion and the area under the ROC curve contain the truth."
+    "How often intervals of rates, d', criterion and AUC contain the truth."
     answers = simulated_answers(planted, design, n_people, n_studies, seed)
     tally, truth = simulated_tally(answers), answers.rates
     found = signal_detection(tally, noise=0)
@@ -245,8 +245,8 @@ def coverage_table(
 
 # %% ../../nbs/api/survey/simulation.ipynb #afee7050
 N_NODES = 10  # of the Gauss-Hermite quadrature
-MAX_SWEEPS = 300
-CLOSE = 1e-4  # largest change of a converged fit, log odds
+MAX_SWEEPS = 150
+CLOSE = 1e-3  # largest change of a converged fit, log odds
 
 
 class _VariationalFit:
@@ -268,6 +268,20 @@ class _VariationalFit:
             (n_studies, 3)
         )  # mean of its normal; of no meaning for conditions
         self.spread_variance = np.full((n_studies, 3), 0.05)
+
+    def keep(self, rows: np.ndarray) -> None:
+        "Go on with some of the studies."
+        self.answers = self.answers[rows]
+        self.mean = [part[rows] for part in self.mean]
+        self.variance = [part[rows] for part in self.variance]
+        self.log_spread = self.log_spread[rows]
+        self.spread_variance = self.spread_variance[rows]
+
+    def result(self, row: int, conditions: list[str]) -> MixedRegression:
+        "The fit to one study."
+        errors = np.sqrt(self.variance[0][row])
+        _, people, faces = np.exp(self.log_spread[row])
+        return MixedRegression(conditions, self.mean[0][row], errors, float(people), float(faces))
 
     def precision(self, block: int) -> np.ndarray:  # (studies,)
         "Expected precision of the prior of a block."
@@ -332,20 +346,23 @@ def batched_regressions(
     "The fits of `mixed_regression` to many studies of one design, at once."
     groups = [condition, *(np.unique(each, return_inverse=True)[1] for each in (person, face))]
     fit = _VariationalFit(chosen, groups)
-    for _ in range(MAX_SWEEPS):
+    found: dict[int, MixedRegression] = {}
+    left = np.arange(len(chosen))  # studies that have not converged
+    for sweep in range(MAX_SWEEPS):
         before = np.hstack([fit.mean[0], fit.log_spread])
         fit.sweep()
-        change = np.abs(np.hstack([fit.mean[0], fit.log_spread]) - before)
-        if change.max() < CLOSE:
+        change = np.abs(np.hstack([fit.mean[0], fit.log_spread]) - before).max(1)
+        is_done = (change < CLOSE) | (sweep == MAX_SWEEPS - 1)
+        for row in np.nonzero(is_done)[0]:
+            found[int(left[row])] = fit.result(row, conditions)
+        left = left[~is_done]
+        if not len(left):
             break
-    errors, spreads = np.sqrt(fit.variance[0]), np.exp(fit.log_spread)
-    return [
-        MixedRegression(conditions, fit.mean[0][i], errors[i], float(s[1]), float(s[2]))
-        for i, s in enumerate(spreads)
-    ]
+        fit.keep(~is_done)
+    return [found[study] for study in range(len(chosen))]
 
 
-BATCH = 50  # studies fitted at once
+BATCH = 100  # studies fitted at once
 
 
 def regressions(
@@ -453,8 +470,8 @@ def simulated_record(
 def simulated_records(
     study: dict[str, Any],  # of `make_study`, or its forms, conditions and pictures alone
     planted: Planted,
-    n_people: int,
-    seed: int = 0,
+    n_people: int,  # who answer
+    seed: int = 0,  # of everything random
 ) -> list[dict[str, Any]]:
     "Answers of simulated people to the first forms of a study."
     rng = np.random.default_rng(seed)
@@ -498,6 +515,43 @@ def null_study(
     return replace(nothing, **changes)
 
 
+def interval_rows(
+    design: Design,
+    n_people: int,
+    n_studies: int,
+) -> list[dict[str, Any]]:
+    "Coverage of rates, d', criterion and the area under the ROC curve."
+    seen = Planted(dict(zip(SIMULATED, (0.0, 0.7, 1.5, 2.5), strict=True)), lapses=0.04)
+    table = coverage_table(seen, design, n_people, n_studies)
+    pairs = zip(table.metric, table.coverage, strict=True)
+    return [{"metric": f"coverage of {metric}", "value": value} for metric, value in pairs]
+
+
+def null_rows(
+    design: Design,
+    n_people: int,
+    n_studies: int,
+) -> list[dict[str, Any]]:
+    "False positives, and coverage of odds ratios, in studies without effects."
+    results = comparison_results(null_study(), design, n_people, n_studies, seed=3)
+    return [
+        {"metric": "false positives", "value": results.any_significant},
+        {"metric": "coverage of odds ratios", "value": results.coverage},
+    ]
+
+
+def taste_rows(
+    design: Design,
+    n_people: int,
+    n_studies: int,
+) -> list[dict[str, Any]]:
+    "False positives where people differ in what they notice."
+    planted = null_study(spread_tastes=0.5)
+    results = comparison_results(planted, design, n_people, n_studies, seed=3)
+    name = "false positives, people differ in what they notice"
+    return [{"metric": name, "value": results.any_significant}]
+
+
 def power_rows(
     design: Design,
     n_people: int,
@@ -507,48 +561,30 @@ def power_rows(
     step = STEPS[n_people]
     planted = null_study(sensitivity=dict(zip(SIMULATED, (0.0, step, 0.0, step), strict=True)))
     results = comparison_results(planted, design, n_people, n_studies, seed=4)
-    rates = simulated_answers(planted, design, n_people, 2000, seed=5).rates.mean(0)
+    rates = simulated_answers(planted, design, n_people, 1000, seed=5).rates.mean(0)
     spread = float(np.hypot(planted.spread_people, planted.spread_faces))
     predicted = power(n_people, rates[1], rates[2] - rates[1], design.n_blocks, 10, spread)
     pairs = [("a", "b"), ("a", "d"), ("b", "c"), ("c", "d")]
     found = float(np.mean([results.significant[pair] for pair in pairs]))
-    about = {"n_people": n_people, "n_studies": n_studies, "difference": rates[2] - rates[1]}
     return [
-        {**about, "metric": "power, predicted", "value": predicted},
-        {**about, "metric": "power, simulated", "value": found},
-        {**about, "metric": "coverage of odds ratios, with effects", "value": results.coverage},
+        {"metric": "difference of rates", "value": rates[2] - rates[1]},
+        {"metric": "power, predicted", "value": predicted},
+        {"metric": "power, simulated", "value": found},
+        {"metric": "coverage of odds ratios, with effects", "value": results.coverage},
     ]
 
 
-def calibration_rows(
-    design: Design,
-    n_people: int,
-    n_studies: int,
-) -> list[dict[str, Any]]:
-    "Coverage and false positives of studies of one size."
-    about = {"n_people": n_people, "n_studies": n_studies}
-    seen = Planted(dict(zip(SIMULATED, (0.0, 0.7, 1.5, 2.5), strict=True)), lapses=0.04)
-    table = coverage_table(seen, design, n_people, n_studies)
-    rows = [
-        {**about, "metric": f"coverage of {metric}", "value": value}
-        for metric, value in zip(table.metric, table.coverage, strict=True)
-    ]
-    for label, planted in (
-        ("", null_study()),
-        (", people differ in what they notice", null_study(spread_tastes=0.5)),
-    ):
-        results = comparison_results(planted, design, n_people, n_studies, seed=3)
-        rows.append(
-            {**about, "metric": f"false positives{label}", "value": results.any_significant}
-        )
-        if not label:
-            rows.append({**about, "metric": "coverage of odds ratios", "value": results.coverage})
-    return rows
+PARTS = {
+    "intervals": interval_rows,
+    "null": null_rows,
+    "power": power_rows,
+    "tastes": taste_rows,
+}
 
 # %% ../../nbs/api/survey/simulation.ipynb #aed6d76e
 def write_simulations(
     out: str | Path,  # a .csv file; its settings are written beside it as .json
-    n_studies: int = 500,
+    n_studies: int = 500,  # studies to simulate
 ) -> pd.DataFrame:
     "Simulate studies of 12, 30 and 100 people and write what the analysis made of them."
     design = Design(SIMULATED)
@@ -557,12 +593,15 @@ def write_simulations(
     if path.exists():
         before = pd.read_csv(path)
         rows = before[before.n_studies == n_studies].to_dict("records")
-    done = {row["n_people"] for row in rows}
-    for n_people in [n for n in PEOPLE if n not in done]:
-        rows += calibration_rows(design, n_people, n_studies)
-        rows += power_rows(design, n_people, n_studies)
-        with write_atomic(path) as file:
-            pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
+    done = {(row["n_people"], row["part"]) for row in rows}
+    for part, make_rows in PARTS.items():
+        for n_people in PEOPLE:
+            if (n_people, part) in done:
+                continue
+            about = {"n_people": n_people, "n_studies": n_studies, "part": part}
+            rows += [{**about, **row} for row in make_rows(design, n_people, n_studies)]
+            with write_atomic(path) as file:
+                pd.DataFrame(rows).to_csv(file, index=False, float_format="%.4g")
     with write_atomic(path.with_suffix(".json")) as file:
         about = {"command": f"natrig survey simulate --out {out}", "n_studies": n_studies}
         file.write_text(json.dumps({**about, "environment": environment()}, indent=1))
