@@ -201,10 +201,11 @@ KEYS = """
 import json, sys
 from natrig_nb.runs.artifacts import with_inputs
 from natrig_nb.runs.config import RunConfig, changed
-from natrig_nb.runs.experiments.walkthrough import walkthrough_measurements
+from natrig_nb.runs.experiments.walkthrough import walkthrough_cells, walkthrough_measurement
 from natrig_nb.runs.preparation import Recipes
 
-measurements = walkthrough_measurements(Recipes(), changed(RunConfig(), seeds=1))
+recipes, cells = Recipes(), walkthrough_cells(changed(RunConfig(), seeds=1))
+measurements = [walkthrough_measurement(recipes, cell) for cell in cells]
 keys = {}
 for m in measurements:
     for artifact in with_inputs(m.inputs):
