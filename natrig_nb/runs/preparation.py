@@ -367,7 +367,7 @@ def make_attribute_quality(
         truth = held_out.attributes[name].to_numpy(float)
         known = np.isin(truth, (0, 1))
         if set(truth[known]) == {0, 1} and known.sum() == np.isfinite(truth).sum():
-            quality[f"auc_{name}"] = float(auc(scores[known, i], truth[known] == 1))
+            quality[f"auc_{name}"] = float(auc(scores[:, i].numpy()[known], truth[known] == 1))
     (folder / "quality.json").write_text(json.dumps(quality, indent=1))
 
 
