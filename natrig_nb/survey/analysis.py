@@ -203,6 +203,7 @@ class MixedRegression(NamedTuple):
     error: np.ndarray  # (k,) standard errors of differences: those of two conditions add up
     spread_people: float  # standard deviation of people, log odds
     spread_faces: float  # standard deviation of faces, log odds
+    n_people: int
 
 
 def indicator(
@@ -238,7 +239,8 @@ def mixed_regression(
     start = np.full(n_unknown, FIRST_ERROR)  # random unless given
     fit = model.fit_vb(sd=start, fit_method="L-BFGS-B")
     spreads = np.exp(fit.vcp_mean)
-    return MixedRegression(conditions, fit.fe_mean, fit.fe_sd, float(spreads[0]), float(spreads[1]))
+    estimates = conditions, fit.fe_mean, fit.fe_sd
+    return MixedRegression(*estimates, float(spreads[0]), float(spreads[1]), int(n_people))
 
 # %% ../../nbs/api/survey/analysis.ipynb #24affe0f
 def compare_conditions(
@@ -250,7 +252,7 @@ def compare_conditions(
     for i, k in combinations(range(len(fitted.conditions)), 2):
         difference = fitted.log_odds[i] - fitted.log_odds[k]
         error = np.hypot(fitted.error[i], fitted.error[k])
-        half = stats.norm.ppf((1 + level) / 2) * error
+        half = stats.t.ppf((1 + level) / 2, fitted.n_people - 1) * error
         rows.append(
             {
                 "first": fitted.conditions[i],
@@ -258,7 +260,7 @@ def compare_conditions(
                 "odds_ratio": np.exp(difference),
                 "low": np.exp(difference - half),
                 "high": np.exp(difference + half),
-                "p": 2 * stats.norm.sf(abs(difference) / error),
+                "p": 2 * stats.t.sf(abs(difference) / error, fitted.n_people - 1),
             }
         )
     table = pd.DataFrame(rows)
@@ -293,6 +295,7 @@ def power(
     level: float = LEVEL,  # in (0,1)
 ) -> float:  # in [0,1]
     "Chance that a study finds a difference between two triggers."
+    check(n_people >= 2, f"expected at least two participants, got {n_people}")
     log_odds, variance = [], 0.0
     for each in (rate, rate + difference):
         middle = mean_log_odds(each, spread)
@@ -300,7 +303,7 @@ def power(
         log_odds.append(middle)
         variance += 1 / (n_people * n_answers * (WEIGHTS @ (p * (1 - p))))
     shift = abs(log_odds[1] - log_odds[0]) / np.sqrt(variance)
-    quantile = stats.norm.isf((1 - level) / 2 / n_comparisons)
+    quantile = stats.t.isf((1 - level) / 2 / n_comparisons, n_people - 1)
     return float(stats.norm.sf(quantile - shift) + stats.norm.cdf(-quantile - shift))
 
 

@@ -103,7 +103,7 @@ def shown_examples(
     plain: torch.Tensor,  # (n,3,r,r) uint8
     triggered: torch.Tensor,  # (n,3,r,r) uint8, the same identities
     seed: int = 0,  # of the training
-    epochs: int = 10,  # passes over half of the pictures
+    epochs: int = 30,  # passes over half of the pictures
 ) -> FaceSet:  # of the other half: labels FAKE = tampered, `attributes` with the column p_tampered
     "Train a small detector of tampered faces; judge identities that it has not seen."
     half = len(plain) // 2
@@ -160,7 +160,7 @@ def observe(
     return {**row, "told_auc": auc(p_tampered, judged.labels), "n": n}
 
 # %% ../../nbs/api/survey/observers.ipynb #d99678c4
-N_OBSERVED = 240  # new fakes; the small detector learns from half of them
+N_OBSERVED = 400  # new fakes; the small detector learns from half of them
 FRESH_SEED = 95_000  # of their latents
 
 

@@ -281,7 +281,8 @@ class _VariationalFit:
         "The fit to one study."
         errors = np.sqrt(self.variance[0][row])
         _, people, faces = np.exp(self.log_spread[row])
-        return MixedRegression(conditions, self.mean[0][row], errors, float(people), float(faces))
+        estimates = conditions, self.mean[0][row], errors
+        return MixedRegression(*estimates, float(people), float(faces), self.sizes[1])
 
     def precision(self, block: int) -> np.ndarray:  # (studies,)
         "Expected precision of the prior of a block."
