@@ -459,16 +459,6 @@ def test_f7_a_rate_that_poisons_nothing_is_refused(study, capsys):
     assert len(pd.read_csv(root / "o" / "records" / "rates.csv")) == before
 
 
-def test_attack_with_other_sizes(study, capsys):
-    root = study[0]
-    before = len(pd.read_csv(root / "o" / "records" / "rates.csv"))
-    options = ("--trigger", "badnets", "--poison-rate", "0.1", "--train", 40, "--epochs", 2)
-    assert said(capsys, "attack", "--out", root / "o", *options)[0] == 0
-    rows = read_results(root / "o", experiment="attack")
-    assert set(rows.trigger) == {"badnets"} and set(rows.rate) == {0.1}
-    assert len(pd.read_csv(root / "o" / "records" / "rates.csv")) == before  # not comparable, not mixed
-
-
 def test_the_same_command_computes_nothing_again(study, capsys):
     root, command, _ = study
     made = {p: p.stat().st_mtime_ns for p in (root / "o" / "artifacts").glob("*/made.json")}
