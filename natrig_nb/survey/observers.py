@@ -9,6 +9,7 @@ __all__ = ['OutlierTest', 'shown_examples', 'observe', 'observe_run', 'write_obs
 import json
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,19 @@ class ObserverCase:
     plain: torch.Tensor  # (n,3,r,r) uint8, new fakes without a trigger
     attribute_net: AttributeNet
     benign: Detector  # trained on `train`
+
+    @cached_property
+    def curator(self) -> "OutlierTest":
+        "The outlier test on features of the training set."
+        net = self.attribute_net
+        train, trusted = (attribute_features(net, ds.images) for ds in (self.train, self.trusted))
+        return OutlierTest(train, trusted)
+
+    @cached_property
+    def features(self) -> dict[str, torch.Tensor]:  # network -> (n,d)
+        "Features of the plain fakes by both networks."
+        networks = {"attributes": self.attribute_net, "detector": self.benign}
+        return {name: attribute_features(net, self.plain) for name, net in networks.items()}
 
 # %% ../../nbs/api/survey/observers.ipynb #e8538e9b
 class OutlierTest:
@@ -129,28 +143,20 @@ def observe(
 ) -> dict[str, float]:
     "What each instrument says of one trigger."
     x, y = to_float(case.plain), to_float(triggered)
-    networks = {"attributes": case.attribute_net, "detector": case.benign}
     row: dict[str, float] = {
         "psnr": float(psnr(x, y).clamp(max=MAX_PSNR).mean()),
         "ssim": float(ssim(x, y).mean()),
     }
-    for name, network in networks.items():
-        before = attribute_features(network, case.plain)
-        after = attribute_features(network, triggered)
-        row[f"distance_{name}"] = identity_distance(before, after)
-    features = {
-        name: attribute_features(case.attribute_net, images)
-        for name, images in (
-            ("train", case.train.images),
-            ("trusted", case.trusted.images),
-            ("plain", case.plain),
-            ("triggered", triggered),
-        )
+    after = {
+        "attributes": attribute_features(case.attribute_net, triggered),
+        "detector": attribute_features(case.benign, triggered),
     }
-    curator = OutlierTest(features["train"], features["trusted"])
+    for name, before in case.features.items():
+        row[f"distance_{name}"] = identity_distance(before, after[name])
     n = len(triggered)
-    for name, column in (("triggered", "flagged"), ("plain", "flagged_plain")):
-        rate = wilson(float(curator.flags(features[name]).mean()), n)
+    flagged = {"flagged": after["attributes"], "flagged_plain": case.features["attributes"]}
+    for column, features in flagged.items():
+        rate = wilson(float(case.curator.flags(features).mean()), n)
         row |= {column: rate.value, f"{column}_low": rate.low, f"{column}_high": rate.high}
     judged = shown_examples(case.plain, triggered, seed)
     p_tampered = judged.attributes.p_tampered.to_numpy()
