@@ -424,7 +424,8 @@ def _model_index(where):
     "The parts of a pipeline by name, and its class, from model_index.json."
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    return dict(DiffusionPipeline.load_config(where, local_files_only=True))
+    index: Any = DiffusionPipeline.load_config(where, local_files_only=True)
+    return dict(index)
 
 
 def _check_index(index, where):
