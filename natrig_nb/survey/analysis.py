@@ -17,6 +17,7 @@ from statsmodels.genmod.bayes_mixed_glm import BinomialBayesMixedGLM
 from statsmodels.stats.proportion import proportion_confint
 
 from ..core import check
+from ..defense.found import holm
 from .answers import SurveyData
 from .plan import PLAIN, REAL_FACE
 
@@ -240,17 +241,6 @@ def mixed_regression(
     spreads = np.exp(fit.vcp_mean)
     estimates = conditions, fit.fe_mean, fit.fe_sd
     return MixedRegression(*estimates, float(spreads[0]), float(spreads[1]), int(n_people))
-
-# %% ../../nbs/api/survey/analysis.ipynb #c777959f
-def holm(
-    p_values: np.ndarray,  # (m,)
-) -> np.ndarray:  # (m,)
-    "p values corrected for their number, step by step (Holm 1979)."
-    order = np.argsort(p_values)
-    n_left = np.arange(len(p_values), 0, -1)
-    corrected = np.empty(len(p_values))
-    corrected[order] = np.minimum(np.maximum.accumulate(n_left * p_values[order]), 1)
-    return corrected
 
 # %% ../../nbs/api/survey/analysis.ipynb #24affe0f
 def compare_conditions(
