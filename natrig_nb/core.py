@@ -343,12 +343,28 @@ def save_tensors(
     tensors: dict[str, torch.Tensor],  # name -> tensor, on any device
     metadata: dict[str, Any] | None = None,  # name -> value that JSON can hold
 ) -> Path:
-    "Write tensors and JSON metadata into one safetensors file, atomically."
+    "Write tensors and JSON metadata into one safetensors file, atomically; equal content, equal bytes."
     rows = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     header = {name: json.dumps(value) for name, value in (metadata or {}).items()}
     with write_atomic(path) as temporary:
         save_file(rows, temporary, metadata=header)
+        _sort_header(temporary)
     return Path(path)
+
+
+def _sort_header(path: Path) -> None:
+    "Sort the metadata, which `safetensors` writes in random order: the digest of a file is then fixed."
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        known = header.pop("__metadata__", None)
+        if known is None:
+            return
+        header = {"__metadata__": dict(sorted(known.items())), **header}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def load_tensors(
