@@ -351,6 +351,8 @@ def test_f4_training_of_other_pictures_is_refused(tmp_path, capsys, monkeypatch)
     made = digests(Path("g"))
     code, _, error = said(capsys, "train-generator", "--faces", other, *steps, "--out", "g")
     assert code == 2 and "choose another --out" in error and digests(Path("g")) == made
+    assert said(capsys, "train-generator", "--faces", faces, *steps, "--out", "g")[0] == 0
+    assert digests(Path("g")) == made  # nothing was left to do
     monkeypatch.setattr(cli, "RECON_STEPS", 1)
     monkeypatch.setattr(cli, "GAN_STEPS", 1)
     Path("runs").mkdir()

@@ -460,13 +460,15 @@ def train_generator(
             _start_adversarial_phase(training, ds, codes)
         set_learning_rates(training, step / max(recon_steps, 1))
         log = _train_step(training, ds, batch, seed, perceptual, codes, step < recon_steps)
-        if time.time() - saved > save_every or training.step == total:
+        is_over = training.step == total or time.time() - started > minutes * 60
+        if is_over or time.time() - saved > save_every:
             numbers = {name: round(float(value), 4) for name, value in log.items()}
             _save_training(training, out, numbers, batch)
             saved = time.time()
-        if time.time() - started > minutes * 60:
+        if is_over:
             break
-    _save_training(training, out, {}, batch)
+    if not (out / "generator.safetensors").exists():  # no step was left to do
+        _save_training(training, out, {}, batch)
     return training.ema
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000021
