@@ -76,6 +76,7 @@ def evenly(
 
 # %% ../../nbs/api/runs/given.ipynb #8cd7d6bb
 MIN_PICTURES = 160  # per side; a study on 200 has 40 fakes to measure on
+MIN_PART = 4  # pictures to train on, and held out; half of these are measured
 
 
 class Sizes(NamedTuple):
@@ -182,30 +183,40 @@ def _with_preset_size(cfg, named):
 
 
 def _sizes_of_given(cfg, given, n, named, most):
-    "Sizes for n usable real faces."
+    "Sizes for n usable real faces: those that the user named, and what is left for the others."
+    side = SIDES[FAKE if given.n_fake == n else REAL]  # the one that there are fewer of
     own = {name: getattr(cfg.data, name) for name in Sizes._fields if name in named}
-    asked = sum(own.values())
-    side = SIDES[FAKE if given.n_fake == n else REAL]
-    if not {"n_train", "n_held_out"} <= set(own):
-        check(
-            n >= MIN_PICTURES,
-            f"expected at least {MIN_PICTURES} {side}, 200 or more for figures that mean "
-            f"something, got {n}: give more pictures",
-        )
-    rest = sizes_for(n, given.n_fake is None)._asdict()
+    if not {"n_train", "n_held_out"} <= own.keys():
+        _check_enough(n, side)
+    usual = sizes_for(n, with_generator=given.n_fake is None)
+    others = {name: size for name, size in usual._asdict().items() if name not in own}
     if own:
-        rest = _shared(n - asked, {k: v for k, v in rest.items() if k not in own})
+        others = _shared(n - sum(own.values()), others)
     if most is not None:
-        rest = {name: min(size, getattr(most, name)) for name, size in rest.items()}
-    sizes = Sizes(**own, **rest)
-    too_few = min(sizes.n_train, sizes.n_held_out) < 4 or sum(sizes) > n
+        others = {name: min(size, getattr(most, name)) for name, size in others.items()}
+    sizes = Sizes(**own, **others)
+    _check_room(sizes, n, side)
+    return sizes
+
+
+def _check_enough(n, side):
+    "Refuse a study of so few pictures that its parts would mean nothing."
     check(
-        not too_few,
+        n >= MIN_PICTURES,
+        f"expected at least {MIN_PICTURES} {side}, 200 or more for figures that mean "
+        f"something, got {n}: give more pictures",
+    )
+
+
+def _check_room(sizes, n, side):
+    "Refuse sizes that add up to more than there is, or that leave a part without pictures."
+    is_too_small = min(sizes.n_train, sizes.n_held_out) < MIN_PART
+    check(
+        sum(sizes) <= n and not is_too_small,
         f"expected sizes that {n} {side} allow, got {sizes.n_train} to train on, "
         f"{sizes.n_substitute} for the substitute, {sizes.n_held_out} held out: "
         "lower --train, --substitute or --held-out",
     )
-    return sizes
 
 
 def _shared(left, wanted):
