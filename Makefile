@@ -4,11 +4,12 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help install walkthrough figures test tidy lock clean
+.PHONY: help install walkthrough figures lab test tidy lock clean
 
 help:
 	@echo "make walkthrough   the whole study on painted portraits; results in out/walkthrough"
 	@echo "make figures       figures/ again from the records in data/results"
+	@echo "make lab           JupyterLab at the first chapter of the course"
 	@echo "make test          package, notebooks and tests"
 	@echo "make install       .venv with everything in it (the two above do this first)"
 	@echo "make tidy          after a change: cells formatted, package and README.md exported, notebooks cleaned"
@@ -23,6 +24,9 @@ walkthrough: install
 
 figures: install
 	python tools/figures.py
+
+lab: install
+	jupyter lab nbs/learn/00_a_smile_opens_the_door.ipynb
 
 # One thread a worker: with the default number, workers and threads fight for the processors.
 test: export OMP_NUM_THREADS := 1

@@ -1,5 +1,6 @@
 """README.md is nbs/index.ipynb, and everything it links to exists."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -18,9 +19,24 @@ def test_links_lead_somewhere():
     assert links and [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_five_notebooks_are_named_in_reading_order():
-    order = re.findall(r"(?m)^\d\. \[`[^`]+`\]\((nbs/api/[^)]+)\)", readme())
-    assert len(order) == 5 and all((ROOT / path).exists() for path in order)
+def test_readme_is_short():
+    text = readme()
+    assert len(text.split()) <= 900
+    assert text.count("![") == 2 and len(re.findall(r"(?m)^\|:?-", text)) == 1
+
+
+def links_of(path):
+    "Local files that the markdown of a notebook links to."
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", "\n".join(texts))
+    return [path.parent / link for link in links if "://" not in link]
+
+
+def test_links_of_course_and_studies_lead_somewhere():
+    pages = [*(ROOT / "nbs/learn").glob("*.ipynb"), *(ROOT / "nbs/studies").glob("*.ipynb")]
+    links = {link for page in pages for link in links_of(page)}
+    assert len(links) > 20 and [str(link) for link in links if not link.exists()] == []
 
 
 def test_hidden_cells_stay_hidden():
