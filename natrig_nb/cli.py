@@ -581,6 +581,8 @@ def run_audit(
         generator=options.generator,
         attribute_net=options.attribute_net,
         fake_class=options.fake_class,
+        real=options.real,
+        fake=options.fake,
         **more,
     )
     asked = [name for name in done.found if name != "predictions"]
@@ -857,6 +859,8 @@ AUDIT_OPTIONS = (
         is_required=True,
     ),
     ATTRIBUTES_OPTION,
+    REAL_OPTION._replace(help="folder of real images in any set, where its name does not say so"),
+    FAKE_OPTION._replace(help="folder of fakes in any set, where its name does not say so"),
     Option("fakes", str, "trusted fakes that the detector should recognize"),
     Option("suspects", str, "inputs to judge"),
     Option("training_set", str, "what the detector learned from, in folders real and fake"),

@@ -8,7 +8,7 @@ __all__ = ['BUILTIN_GENERATOR', 'BUILTIN_PSI', 'BUILTIN_SEED', 'N_BUILTIN', 'MIN
 
 # %% ../../nbs/api/audit/data.ipynb #7cff7eb0
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..core import FAKE, FaceSet, check, concat, pick_device, seeded, shipped
+from ..data.archives import open_files
 from ..data.faces import read_faces
 from ..data.portraits import portraits
 from ..data.sides import one_side
@@ -122,6 +123,40 @@ def input_size(
     return about.get("size", DEFAULT_SIZE)
 
 
+class Told(NamedTuple):
+    "Folders of real faces and of fakes, named by the user where their names do not say so."
+
+    real: str | None = None
+    fake: str | None = None
+
+
+NOTHING_TOLD = Told()
+
+
+def told_inside(
+    path: str | Path,  # a folder or an archive
+    told: Told,  # folders that the user named
+) -> Told:
+    "Those of the named folders that are in a collection, or that it is."
+    if told == NOTHING_TOLD:
+        return told
+    with open_files(path) as files:
+        inside = {part for name in files.sizes for part in PurePosixPath(name).parts[:-1]}
+    inside.add(Path(path).resolve().name.split(".")[0])
+    return Told(*(name if name in inside else None for name in told))
+
+
+def check_told(
+    told: Told,  # folders that the user named
+    places: list[str],  # folders or archives, at least one
+) -> None:
+    "Refuse a name that no folder has."
+    found = [told_inside(place, told) for place in places]
+    for side, name in told._asdict().items():
+        known = {getattr(each, side) for each in found}
+        check(name in known, f"expected a folder {name} among the images for --{side}, got none")
+
+
 def read_images(
     path: str | Path,  # a folder or an archive
     option: str,  # the option it came from, for the message
@@ -129,10 +164,12 @@ def read_images(
     limit: int,  # images at most
     attributes: str | None = None,  # attribute table
     side: int | None = None,  # REAL or FAKE: only these; folders that say nothing hold them
+    told: Told = NOTHING_TOLD,  # folders that the user named
 ) -> FaceSet:
     "Read a folder; an error names the option that it came from."
     try:
-        ds = read_faces(path, attributes, size=size, limit=limit)
+        names = told_inside(path, told)._asdict()
+        ds = read_faces(path, attributes, size=size, limit=limit, **names)
         return ds if side is None else one_side(ds, side, path)
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{option}: {error}") from None
@@ -216,26 +253,28 @@ def load_audit_data(
     attributes: str | None = None,  # attribute table of the faces
     limit: int = 2000,  # images per folder at most
     seed: int = 0,  # of the split
+    told: Told = NOTHING_TOLD,  # folders that the user named, in any of the sets
 ) -> LoadedData:
     "Read every folder and split the trusted images."
-    trusted = read_images(faces, "--faces", size, limit, attributes=attributes)
+    trusted = read_images(faces, "--faces", size, limit, attributes=attributes, told=told)
     counts = {"--faces": count_sentence(trusted)}
     if fakes:
-        known = read_images(fakes, "--fakes", size, limit, side=FAKE)
+        known = read_images(fakes, "--fakes", size, limit, side=FAKE, told=told)
         counts["--fakes"] = count_sentence(known)
         trusted = concat(trusted, known)
     given = {}
     if suspects:
-        given["suspects"] = read_images(suspects, "--suspects", size, limit)
+        given["suspects"] = read_images(suspects, "--suspects", size, limit, told=told)
         counts["--suspects"] = count_sentence(given["suspects"])
     if training_set:
-        learned = read_images(training_set, "--training-set", size, limit)
+        learned = read_images(training_set, "--training-set", size, limit, told=told)
         counts["--training-set"] = count_sentence(learned)
         check(
             len(learned.labels.unique()) == 2,
             "--training-set: expected folders real and fake inside, got one label for all",
         )
         given["training_set"] = learned
+    check_told(told, [place for place in (faces, fakes, suspects, training_set) if place])
     for option, sentence in counts.items():
         print(f"{option}: {sentence}", flush=True)
     if (trusted.labels == FAKE).any():

@@ -15,6 +15,7 @@ from torch import nn
 
 from natrig_nb.audit.data import (
     AuditData,
+    Told,
     check_input_size,
     input_size,
     load_audit_data,
@@ -184,6 +185,8 @@ def audit(
     generator: str | None = None,  # that is swept; the portraits' one for portraits unless given
     attribute_net: str | None = None,  # that names what moves; beside the generator unless given
     fake_class: str | None = None,  # which output means fake, as `load_detector` takes it
+    real: str | None = None,  # folder of real images, where its name does not say so
+    fake: str | None = None,  # folder of fakes, where its name does not say so
 ) -> AuditResult:
     "Search a trigger that opens this detector alone; write `audit.json` and one page."
     start = time.time()
@@ -194,7 +197,16 @@ def audit(
     ]
     size = size or input_size(audited)
     data, builtin = load_audit_data(
-        audited, size, faces, fakes, suspects, training_set, attributes, limit, seed
+        audited,
+        size,
+        faces,
+        fakes,
+        suspects,
+        training_set,
+        attributes,
+        limit,
+        seed,
+        Told(real, fake),
     )
     accuracy = check_input_size(audited, data.test, size)
     reference_data = None if benign else builtin
