@@ -35,7 +35,7 @@ test: install
 	python tools/check.py
 	ruff check natrig_nb
 	nbdev_test --n_workers 2 --timing
-	python -m pytest -rs -n 2 --dist loadfile --durations 12 tests
+	python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder --durations 12 tests
 
 tidy: install
 	python tools/format.py

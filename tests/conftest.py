@@ -15,6 +15,15 @@ ALLOWED_SKIPS = {  # pattern of the reason: why the test may be left out
     r"expected a git checkout": "an archive of the sources is none",
     r"playwright|chromium": "a browser is not among the development requirements",
 }
+LONGEST = (  # files of tests, the longest first
+    "test_walkthrough.py",
+    "test_install.py",
+    "test_grid.py",
+    "test_cases_runs.py",
+    "test_audit.py",
+    "test_one_of_each.py",
+    "test_types.py",
+)
 unexpected = []  # (test, reason) of the skips that are not on the list
 
 
@@ -27,6 +36,12 @@ def reason_of(report):
 def is_allowed(reason):
     """Whether a reason is on the list."""
     return any(re.search(pattern, reason) for pattern in ALLOWED_SKIPS)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no worker is left with one of them at the end."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
 
 
 def pytest_configure(config):

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("natrig_nb", "data", "setup.py", "settings.ini", "MANIFEST.in", "README.md")
 MOST_MB = 20  # that a wheel may have
 SIZES = {"train": 24, "substitute": 12, "held-out": 24, "epochs": 1, "width": 4}
+SIZES |= {"budget": 300, "n-inputs": 16, "workers": 0}
 SMALL = [text for name, n in SIZES.items() for text in (f"--{name}", str(n))]
 pytestmark = pytest.mark.slow
 
@@ -107,7 +108,11 @@ def test_doctor_misses_what_is_lost(natrig, site):
     assert "install the package again" in told.stdout
 
 
-@pytest.mark.parametrize("generator", [[], ["--generator", "diffusion", "--denoising-steps", "4"]])
+PORTRAITS = ["--n-direction-samples", "200"]
+DIFFUSION = ["--generator", "diffusion", "--denoising-steps", "4"]
+
+
+@pytest.mark.parametrize("generator", [PORTRAITS, DIFFUSION])
 def test_walkthrough(natrig, tmp_path, generator):
     done = natrig("walkthrough", "--quick", *generator, *SMALL, "--out", "run")
     assert done.returncode == 0, done.stderr[-2000:]

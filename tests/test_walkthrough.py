@@ -32,6 +32,7 @@ TINY = SIZES | dict(epochs=1, width=8, seeds=1, budget=3000)
 REFERENCE = os.environ.get("NATRIG_REFERENCE")
 MOMENTS = int(os.environ.get("NATRIG_KILLS", 3))  # 20 in the slow run
 TRIGGERS = walkthrough_triggers(RunConfig())
+IN_THIS_PROCESS = 0  # workers: tests run side by side, and starting workers takes seconds
 
 
 def results(out):
@@ -42,7 +43,7 @@ def results(out):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     out = tmp_path_factory.mktemp("whole")
-    walkthrough(changed(RunConfig(), **TINY), out)
+    walkthrough(changed(RunConfig(), **TINY), out, IN_THIS_PROCESS)
     return out
 
 
@@ -96,14 +97,14 @@ def test_one_more_rate(whole):
 def test_diffusion(tmp_path):
     sizes = dict(n_train=48, n_substitute=24, n_held_out=32, denoising_steps=4, budget=1000)
     cfg = changed(PRESETS["diffusion"], **sizes, seeds=1, epochs=1, width=8)
-    table = walkthrough(cfg, tmp_path)
+    table = walkthrough(cfg, tmp_path, IN_THIS_PROCESS)
     assert table.generator.eq("portraits-diffusion").all()
     natural = len(TRIGGERS) - 2
     assert table.space.tolist()[:3] == ["prompt"] * 3 and table.space.tolist()[natural:] == ["pixels"] * 2
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert all(trigger in page for trigger in table.trigger)
     first, kept = results(tmp_path), folders(tmp_path)
-    walkthrough(cfg, tmp_path)
+    walkthrough(cfg, tmp_path, IN_THIS_PROCESS)
     pd.testing.assert_frame_equal(results(tmp_path), first)
     assert folders(tmp_path) == kept, "something was rendered or trained again"
 
@@ -157,27 +158,23 @@ if __name__ == "__main__":
     assert rows.items() <= cell_values(end).items() and len(end) == len(expected)
 
 
-def test_other_attributes(tmp_path):
-    edits = (Edit("hat", "hat", 1, "wearing a hat"), Edit("young", "age", -1, "young"))
-    cfg = changed(RunConfig(), **TINY, edits=edits)
-    table = walkthrough(cfg, tmp_path)
-    names = walkthrough_triggers(cfg)
-    assert {"optimized", "hat", "hat+young"} <= set(names) and table.trigger.tolist() == names
-    natural = table.set_index("trigger").loc[["hat", "hat+young"]]
-    assert natural.tnr_carriers.notna().all() and natural.activation_without_trigger.notna().all()
-    page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "Left out" not in page and "hat+young" in page
-
-
-def test_official_generator(tmp_path):
+def test_other_attributes_of_an_official_generator(tmp_path):
     "A pickle of official code, or, where none is at hand, our generator written in its layout."
     if REFERENCE:
         network = Path(REFERENCE).resolve() / "stylegan2" / "nvlabs-64.pkl"
     else:
         network = tmp_path / "nvlabs-64.pkl"
         save_nvlabs(load_generator(shipped("data/portraits-generator.safetensors")).cpu(), network)
-    table = walkthrough(changed(RunConfig(), **TINY, generator=str(network)), tmp_path / "out")
-    assert table.trigger.tolist() == TRIGGERS and table.generator.eq("nvlabs-64").all()
+    edits = (Edit("hat", "hat", 1, "wearing a hat"), Edit("young", "age", -1, "young"))
+    cfg = changed(RunConfig(), **TINY, edits=edits, generator=str(network))
+    table = walkthrough(cfg, tmp_path / "out", IN_THIS_PROCESS)
+    names = walkthrough_triggers(cfg)
+    assert {"optimized", "hat", "hat+young"} <= set(names) and table.trigger.tolist() == names
+    assert table.generator.eq("nvlabs-64").all()
+    natural = table.set_index("trigger").loc[["hat", "hat+young"]]
+    assert natural.tnr_carriers.notna().all() and natural.activation_without_trigger.notna().all()
+    page = write_report(tmp_path / "out").read_text(encoding="utf-8")
+    assert "Left out" not in page and "hat+young" in page
 
 
 def write_images(folder, images):
@@ -197,7 +194,8 @@ def fakes(tmp_path_factory):
 def test_given_fakes(fakes, tmp_path):
     write_images(tmp_path / "real", portraits(220, seed=5).images)
     own = dict(dataset="mine", faces=str(tmp_path / "real"), fakes=fakes, detector="meso4")
-    table = walkthrough(changed(RunConfig(), **TINY, **own), tmp_path / "out")
+    cfg = changed(RunConfig(), **TINY, **own)
+    table = walkthrough(cfg, tmp_path / "out", IN_THIS_PROCESS)
     assert table.trigger.tolist() == ["badnets", "blended"]
     assert set(table.detector) == {"meso4"} and set(table.generator) == {"given"}
     assert set(table.dataset) == {"mine"}
@@ -218,7 +216,8 @@ def test_published_classifier(fakes, tmp_path):
     ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
     ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "model")
     detector = f"hf:{tmp_path / 'model'}"
-    table = walkthrough(changed(RunConfig(), **TINY, fakes=fakes, detector=detector), tmp_path / "out")
+    cfg = changed(RunConfig(), **TINY, fakes=fakes, detector=detector)
+    table = walkthrough(cfg, tmp_path / "out", IN_THIS_PROCESS)
     assert table.trigger.tolist() == ["badnets", "blended"]
     defenses = pd.read_csv(tmp_path / "out" / "defenses.csv")
     assert set(defenses.defense) == {"strip", "strip_additive", "cleanse"}

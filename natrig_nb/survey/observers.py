@@ -225,10 +225,12 @@ def write_observers(
     out: str | Path,  # a .csv file; its settings are written beside it as .json
     folder: str | Path,  # of a run
     names: list[str] | None = None,  # of triggers; all unless given
+    n: int = N_OBSERVED,  # pictures of each kind
 ) -> pd.DataFrame:
     """Measure all triggers, add what is known of photographs, and write the table.
 
-    Triggers that the file has are not measured again: the same command continues.
+    Triggers that the file has of the same faces are not measured again: the same command
+    continues, and a run on other faces adds its rows.
     """
     path = Path(out)
     before = pd.read_csv(path) if path.exists() else pd.DataFrame({"source": [], "trigger": []})
@@ -237,7 +239,9 @@ def write_observers(
     about = {"command": f"natrig survey observers --out {out}", "environment": environment()}
     with write_atomic(path.with_suffix(".json")) as file:
         file.write_text(json.dumps(about, indent=1))
-    for row in observe_run(folder, names, known={row["trigger"] for row in rows}):
+    dataset = survey_config(folder, is_quick=False).data.dataset
+    done = {row["trigger"] for row in rows if row["dataset"] == dataset}
+    for row in observe_run(folder, names, n, done):
         rows.append(row)
         measured = pd.DataFrame(rows)
         missing = known[~known.dataset.isin(measured.dataset.unique())]
