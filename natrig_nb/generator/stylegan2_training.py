@@ -42,6 +42,7 @@ from natrig_nb.generator.stylegan2 import (
 
 from ..nn.attributes import AttributeNet
 from ..nn.layers import HighPassConcat, channels_last
+from ..nn.training import average_decay
 from .base import render
 
 # %% ../../nbs/api/generator/stylegan2_training.ipynb #00000007
@@ -500,7 +501,7 @@ def _train_step(training, ds, batch, seed, perceptual, codes, phase_one):
         log |= _generator_step(training, x, perceptual, codes)
     training.step += 1
     half_life = 10_000 / batch  # in steps
-    decay = min(0.5 ** (1 / half_life), (1 + training.step) / (10 + training.step))
+    decay = average_decay(half_life, training.step)
     _update_average(training.ema, training.G, decay)
     return log
 
