@@ -294,7 +294,11 @@ def power(
     spread: float = 0.8,  # of people and faces together, log odds
     level: float = LEVEL,  # in (0,1)
 ) -> float:  # in [0,1]
-    "Chance that a study finds a difference between two triggers."
+    """Chance that a study finds a difference between two triggers, whatever the others show.
+
+    It is that of the first and strictest step of Holm's correction. Where other differences are
+    found too, the later steps are milder, and the chance is higher by some points.
+    """
     check(n_people >= 2, f"expected at least two participants, got {n_people}")
     log_odds, variance = [], 0.0
     for each in (rate, rate + difference):

@@ -384,7 +384,8 @@ class TestResults(NamedTuple):
 
     any_significant: float  # studies with any significant comparison
     coverage: float  # intervals of odds ratios that contain the planted one
-    significant: dict[tuple[str, str], float]  # share of studies per pair
+    significant: dict[tuple[str, str], float]  # share of studies per pair, after Holm's correction
+    at_first_step: dict[tuple[str, str], float]  # the same by the first and strictest step alone
 
 
 def comparison_results(
@@ -398,17 +399,20 @@ def comparison_results(
     check(planted.is_logistic, "expected planted answers with logistic noise, got normal noise")
     answers = simulated_answers(planted, design, n_people, n_studies, seed)
     evidence = dict(zip(planted.conditions, planted.evidence, strict=True))
-    inside, significant = [], []
+    inside, significant, at_first_step = [], [], []
     for fitted in regressions(answers, planted.conditions):
         table = compare_conditions(fitted)
         pairs = list(zip(table["first"], table.second, strict=True))
         truth = np.exp([evidence[a] - evidence[b] for a, b in pairs])
         inside.append(((table.low <= truth) & (truth <= table.high)).mean())
         significant.append((table.p_holm < 0.05).to_numpy())
-    shares = np.mean(significant, 0)
-    any_significant = float(np.mean(np.any(significant, 1)))
+        at_first_step.append((table.p * len(table) < 0.05).to_numpy())
+    shares, first_shares = np.mean(significant, 0), np.mean(at_first_step, 0)
     return TestResults(
-        any_significant, float(np.mean(inside)), dict(zip(pairs, shares.tolist(), strict=True))
+        any_significant=float(np.mean(np.any(significant, 1))),
+        coverage=float(np.mean(inside)),
+        significant=dict(zip(pairs, shares.tolist(), strict=True)),
+        at_first_step=dict(zip(pairs, first_shares.tolist(), strict=True)),
     )
 
 # %% ../../nbs/api/survey/simulation.ipynb #69bb39b7
@@ -567,9 +571,11 @@ def power_rows(
     predicted = power(n_people, rates[1], rates[2] - rates[1], design.n_blocks, 10, spread)
     pairs = [("a", "b"), ("a", "d"), ("b", "c"), ("c", "d")]
     found = float(np.mean([results.significant[pair] for pair in pairs]))
+    at_first_step = float(np.mean([results.at_first_step[pair] for pair in pairs]))
     return [
         {"metric": "difference of rates", "value": rates[2] - rates[1]},
         {"metric": "power, predicted", "value": predicted},
+        {"metric": "power, simulated, first step", "value": at_first_step},
         {"metric": "power, simulated", "value": found},
         {"metric": "coverage of odds ratios, with effects", "value": results.coverage},
     ]
