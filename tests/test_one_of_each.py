@@ -340,7 +340,10 @@ def test_the_whole_suite_on_the_copy(tmp_path):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     environment = {k: v for k, v in os.environ.items() if k not in ("NATRIG_WHOLE", "VIRTUAL_ENV")}
     make = ["make", "tidy", "test", f"PYTHON={sys.executable}"]
-    done = subprocess.run(make, cwd=tmp_path, env=environment, text=True, capture_output=True)
-    last = (done.stdout + done.stderr)[-5000:]
+    log = tmp_path.with_suffix(".log")
+    print(f"make tidy test, its output: {log}", flush=True)
+    with log.open("w") as file:
+        done = subprocess.run(make, cwd=tmp_path, env=environment, stdout=file, stderr=file)
+    last = log.read_text()[-5000:]
     assert not done.returncode, last
     print(last[-300:])
