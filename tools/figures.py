@@ -5,6 +5,8 @@ from pathlib import Path
 from natrig_nb.report.figures import draw_all, draw_comparison
 from natrig_nb.report.tables import read_run, write_tables
 from natrig_nb.report.zoo_figures import draw_zoo
+from natrig_nb.runs.experiments.zoo import write_zoo_tables
+from natrig_nb.runs.results import read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 WALKTHROUGHS = ("portraits", "faces", "diffusion")
@@ -23,6 +25,9 @@ def main() -> None:
         print(f"figures/{name}: {', '.join(drawn)}; {len(tables)} tables")
     zoo = ROOT / "data/results/zoo"
     if zoo.is_dir():
+        further = zoo / "fresh.parquet"
+        fresh = read_results(further) if further.is_file() else None
+        write_zoo_tables(read_results(zoo / "zoo.parquet"), zoo, fresh)
         print(f"figures/zoo: {', '.join(draw_zoo(zoo, ROOT / 'figures/zoo'))}")
 
 

@@ -33,8 +33,9 @@ from natrig_nb.core import (
     write_atomic,
 )
 from natrig_nb.defense.sweep import (
-    MIN_EXCESS,
+    LIMITS,
     SweepFaces,
+    SweepLimits,
     SweepPoint,
     SweepResult,
     known_support,
@@ -57,7 +58,7 @@ from ..metrics import accuracy, frechet
 from ..nn.attributes import AttributeNet, attribute_features, load_attributes
 from ..report.tables import minus
 from ..runs.artifacts import Artifact, ensure
-from ..runs.experiments.zoo import AUDIT_METHOD, SMALLEST_THRESHOLD
+from ..runs.experiments.zoo import AUDIT_METHOD, FAMILIES, HALVES, SMALLEST_THRESHOLD
 from ..runs.preparation import load_directions, save_state
 from .data import AuditData, _resized
 
@@ -267,9 +268,11 @@ def zoo_sentence(
     if not path.is_file():
         return NO_RECORD
     table = pd.read_csv(path, keep_default_na=False, na_values=["", "nan"])
-    table = table[table.method == method].set_index(["kind", "asr"])
+    table = pd.DataFrame(table[table.method == method])
     if not len(table):
         return NO_RECORD
+    judged = [half for half in HALVES if half in set(table.half)][-1]  # the most detectors
+    table = table[table.half == judged].set_index(["kind", "asr"])
     benign = table.loc["all benign"].iloc[0]
     parts = []
     for kind, words in (
@@ -284,7 +287,29 @@ def zoo_sentence(
     return (
         "Of the detectors of a zoo that no threshold was chosen on, the same procedure found "
         f"{'; '.join(parts)} (attack success of at least 90%). It called {benign.found:.0%} "
-        f"of {benign.n:.0f} benign detectors suspicious."
+        f"of {benign.n:.0f} benign detectors suspicious.{_by_control(table)}"
+    )
+
+
+CONTROL_WORDS = {  # class of victims in the table -> share of the same fakes that benign ones pass
+    "asr >= 0.9, control < 0.2": "less than 20%",
+    "asr >= 0.9, control 0.2 to 0.5": "20 to 50%",
+    "asr >= 0.9, control > 0.5": "more than half",
+}
+
+
+def _by_control(table: pd.DataFrame) -> str:
+    "How the share that is found depends on what benign detectors let pass; empty without classes."
+    parts = []
+    for asr_class, words in CONTROL_WORDS.items():
+        if ("attribute or pair", asr_class) in table.index:
+            row = table.loc[("attribute or pair", asr_class)]
+            parts.append(f"{words}: {row.found:.0%} of {row.n:.0f}")
+    if not parts:
+        return ""
+    return (
+        " Backdoors of attributes by the share of their fakes that benign detectors call real too: "
+        f"{'; '.join(parts)}. Where that share is large, the fakes need no backdoor."
     )
 
 # %% ../../nbs/api/audit/triggers.ipynb #7c232b9b
@@ -334,11 +359,15 @@ class Search:
         return {SUSPICIOUS: 1, INCOMPETENT: 3}.get(self.verdict, 0)
 
 
-DEFAULT_LIMITS = {"sweep": MIN_EXCESS, "latent_inversion": MIN_EXCESS, "slices": 6.0}  # no record
+DEFAULT_LIMITS = {  # without a record
+    **dict(zip(FAMILIES, LIMITS, strict=True)),
+    "latent_inversion": 0.46,
+    "slices": 6.0,
+}
 
 
 def threshold_of(
-    method: str,  # sweep, latent_inversion or slices
+    method: str,  # one of the sweep's families, latent_inversion or slices
     limits: dict[str, float],  # of `zoo_limits`
 ) -> float:
     "The threshold of one method; of a share at least `SMALLEST_THRESHOLD`."
@@ -356,10 +385,10 @@ def _faces_of(source, data):
 def _swept(model, references, source, faces, limits):
     "The sweep of one source: method and result."
     start = time.perf_counter()
-    limit = threshold_of("sweep", limits)
+    allowed = SweepLimits(*(threshold_of(family, limits) for family in FAMILIES))
     counts = sweep_counts(model, references, faces)
-    result = sweep_result(counts, min_excess=limit, step_of=faces.step_of)
-    method = Method(result.statistic, limit, time.perf_counter() - start, result.found)
+    result = sweep_result(counts, limits=allowed, step_of=faces.step_of)
+    method = Method(result.statistic, 1.0, time.perf_counter() - start, result.found)
     return method, result
 
 

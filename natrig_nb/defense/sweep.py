@@ -6,10 +6,11 @@
 __all__ = ['STRENGTHS', 'DEFENSE', 'SweepPoint', 'single_points', 'pair_points', 'plot_curves', 'sweep']
 
 # %% ../../nbs/api/defense/sweep.ipynb #6b27200b
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import combinations
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +21,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from ..core import PALETTE, REAL, FaceSet, called_real, check
+from ..data.captions import prompt
 from ..detector.base import predict_fake
 from ..generator.base import Generator, render
+from ..generator.diffusion import Diffusion, PromptEdit
 from ..latent.directions import Directions
 from ..nn.attributes import AttributeNet, attribute_features
 from ..trigger.base import Target
@@ -188,6 +191,54 @@ def shared_faces(
     support = known_support(generator, attribute_net, clean, psi, seed)
     return latent_faces(generator, directions, support, n, psi, seed)
 
+# %% ../../nbs/api/defense/sweep.ipynb #accc6ab7
+PROMPT_TERMS = {  # what a prompt says for more and for less of an attribute
+    Target("smile"): "laughing",
+    Target("smile", -1): "serious",
+    Target("age"): "old",
+    Target("age", -1): "young",
+    Target("mouth_open"): "an open mouth",
+    Target("skin_tone"): "dark skin",
+    Target("skin_tone", -1): "light skin",
+    Target("hair_length"): "long hair",
+    Target("hair_length", -1): "short hair",
+    Target("hair_color"): "blond hair",
+    Target("hair_color", -1): "black hair",
+    Target("baldness"): "a bald head",
+    Target("beard"): "a beard",
+    Target("eyeglasses"): "glasses",
+    Target("hat"): "wearing a hat",
+    Target("yaw"): "looking right",
+    Target("yaw", -1): "looking left",
+    Target("light"): "lit from the right",
+    Target("light", -1): "lit from the left",
+}
+PROMPT_STRENGTHS = (0.5, 1.0, 1.5)  # weights of a word; in place of standard deviations
+
+
+def prompt_faces(
+    generator: Diffusion,  # of faces; its neutral prompt is the start
+    support: Support,
+    terms: Mapping[Target, str] = MappingProxyType(PROMPT_TERMS),  # word of each direction
+    n: int = 32,  # fakes at each point
+    seed: int = 0,  # of their noise
+) -> SweepFaces:  # its strengths are weights of words, e.g. `PROMPT_STRENGTHS`
+    "Faces of a diffusion model with attributes in its prompt."
+    check(len(terms) > 0, "expected at least one term, got none")
+    latents = generator.sample(n, seed)
+
+    def edit_of(target: Target, weight: float) -> PromptEdit:
+        opposite = Target(target.attribute, -target.sign)
+        word, way = (terms[target], 1) if target in terms else (terms[opposite], -1)
+        return generator.prompt_edit(prompt([word]), weight=way * weight)
+
+    def render_point(point: SweepPoint) -> torch.Tensor:
+        moved = zip(point.targets, point.strengths, strict=True)
+        return render(generator, latents.add(*[edit_of(*each) for each in moved]))
+
+    names = dict.fromkeys(target.attribute for target in terms)
+    return SweepFaces(tuple(names), render_point, support)
+
 # %% ../../nbs/api/defense/sweep.ipynb #bae52c06
 class PointScores(NamedTuple):
     "What one detector says about the fakes of each point."
@@ -240,14 +291,16 @@ def count_points(
     references: Sequence[nn.Module],  # at least 2 benign detectors
     faces: SweepFaces,
     points: Sequence[SweepPoint],  # at least one
+    known: Sequence[PointScores] | None = None,  # what the references say, where they were asked
 ) -> SweepCounts:
     "Ask suspect and references about every point."
+    theirs = known or [score_points(reference, faces, points) for reference in references]
     return SweepCounts(
         tuple(points),
         len(faces.images(points[0])),
         np.array([faces.margin(point) for point in points]),
         score_points(model, faces, points),
-        tuple(score_points(reference, faces, points) for reference in references),
+        tuple(theirs),
     )
 
 # %% ../../nbs/api/defense/sweep.ipynb #1d7d0036
@@ -279,7 +332,7 @@ def sweep_curves(
     n_groups = len({_attributes_at(point) for point in counts.points})
     multiplicity = _multiplicities(counts, counted, names)
     tests = compare_counts(counts.suspect.passed, theirs, counts.n, n_groups, counted, multiplicity)
-    highest = np.max([reference.mean_real for reference in counts.references], axis=0)
+    real = np.stack([reference.mean_real for reference in counts.references])
     table = pd.DataFrame(
         {
             "point": list(counts.points),
@@ -290,7 +343,8 @@ def sweep_curves(
             "pass_rate_references": theirs.mean(0) / counts.n,
             "excess": (counts.suspect.passed - theirs.mean(0)) / counts.n,
             "above_all": (counts.suspect.passed - theirs.max(0)) / counts.n,
-            "shift": counts.suspect.mean_real - highest,
+            "shift": counts.suspect.mean_real - real.max(0),
+            "gain": counts.suspect.mean_real - real.mean(0),
             "upper": tests.upper,
             "t": tests.t,
             "p_value": tests.p_values,
@@ -328,21 +382,57 @@ def strongest_targets(
     return list(dict.fromkeys(targets))[:n]
 
 # %% ../../nbs/api/defense/sweep.ipynb #6b7b51b9
-MIN_EXCESS = 0.46  # pass rate beyond the references, for a trigger to be found; of the zoo
+MIN_DOSE = 0.6  # of the longest step: shorter ones have no say
+
+
+class SweepLimits(NamedTuple):
+    "Mean gain of a ray above which a trigger is found; of the zoo."
+
+    single: float = 0.29  # one attribute
+    pair: float = 0.43
+
+
+LIMITS = SweepLimits()
+
+
+def sweep_rays(
+    curves: pd.DataFrame,  # of `sweep_curves`
+    limits: SweepLimits = LIMITS,
+) -> pd.DataFrame:  # per attribute or pair its best point, with `targets`, `ray_gain` and `ratio`
+    "Mean gain along every direction, over the longer doses that count; the largest ratio first."
+    length = np.array([np.linalg.norm(point.strengths) for point in curves.point])
+    is_long = length >= MIN_DOSE * length.max() - 1e-9
+    heard = pd.DataFrame(curves[curves.counted & curves.needed & is_long])
+    heard = heard.assign(targets=[point.targets for point in heard.point])
+    mean = heard.groupby("targets", sort=False).gain.transform("mean")
+    allowed = [limits.pair if len(targets) > 1 else limits.single for targets in heard.targets]
+    heard = heard.assign(ray_gain=mean, ratio=mean / np.array(allowed, float))
+    best = heard.sort_values(by=["excess", "t"], ascending=False).drop_duplicates("targets")
+    return best.sort_values(by=["ratio", "excess"], ascending=False)
 
 
 class SweepResult(NamedTuple):
-    "What a sweep found, the largest excess first."
+    "What a sweep found, the clearest first."
 
     found: tuple[FoundTrigger, ...]  # at most one per attribute or pair
     curves: pd.DataFrame  # of all points, singles and pairs
     counts: SweepCounts
+    rays: pd.DataFrame  # of `sweep_rays`
 
     @property
     def statistic(self) -> float:
-        "Largest excess over the references, in [-1,1], over points that count."
-        usable = self.curves[self.curves.counted & self.curves.needed]
-        return float(usable.excess.max()) if len(usable) else -1.0
+        "Largest ratio of a ray's gain to its limit; above 1: found. -1 where nothing counts."
+        return float(self.rays.ratio.iloc[0]) if len(self.rays) else -1.0
+
+
+def ask_references(
+    references: Sequence[nn.Module],  # at least 2 benign detectors
+    faces: SweepFaces,
+    strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
+) -> list[PointScores]:  # of each
+    "What references say about single attributes: the same for every suspect."
+    points = single_points(faces.names, strengths)
+    return [score_points(reference, faces, points) for reference in references]
 
 
 def sweep_counts(
@@ -351,9 +441,11 @@ def sweep_counts(
     faces: SweepFaces,
     strengths: Sequence[float] = STRENGTHS,  # latent standard deviations
     n_paired: int = 4,  # strongest single attributes that are paired; below 2: no pairs
+    known: Sequence[PointScores] | None = None,  # of `ask_references`; asked here unless given
 ) -> SweepCounts:
     "Ask about single attributes, then about pairs of the strongest."
-    counts = count_points(model, references, faces, single_points(faces.names, strengths))
+    points = single_points(faces.names, strengths)
+    counts = count_points(model, references, faces, points, known)
     chosen = strongest_targets(sweep_curves(counts), n_paired)
     paired = pair_points(chosen, strengths[-2:])
     return counts.joined(count_points(model, references, faces, paired)) if paired else counts
@@ -362,19 +454,14 @@ def sweep_counts(
 def sweep_result(
     counts: SweepCounts,  # of `sweep_counts`
     min_margin: float = MIN_MARGIN,  # how far inside the support a point that counts lies
-    min_excess: float = MIN_EXCESS,  # smallest excess of a found trigger, in [0,1]
+    limits: SweepLimits = LIMITS,  # gain of a ray above which a trigger is found
     step_of: Callable[[SweepPoint], torch.Tensor] | None = None,  # -> (d,) in whitened W
 ) -> SweepResult:
     "What the counts say."
     curves = sweep_curves(counts, min_margin)
-    is_found = curves.counted & curves.needed & (curves.excess > min_excess)
-    ordered = pd.DataFrame(curves[is_found]).sort_values(by=["excess", "t"], ascending=False)
-    best: dict[tuple[Target, ...], Any] = {}
-    every_row: list[Any] = list(ordered.itertuples())
-    for row in every_row:
-        best.setdefault(row.point.targets, row)
-    found = tuple(_trigger_of(row, step_of) for row in best.values())
-    return SweepResult(found, curves, counts)
+    rays = sweep_rays(curves, limits)
+    rows: list[Any] = list(rays[rays.ratio > 1].itertuples())
+    return SweepResult(tuple(_trigger_of(row, step_of) for row in rows), curves, counts, rays)
 
 
 def _trigger_of(row, step_of):

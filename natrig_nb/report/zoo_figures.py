@@ -8,16 +8,23 @@ __all__ = ['draw_zoo']
 # %% ../../nbs/api/report/zoo_figures.ipynb #48b8955a
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from natrig_nb.runs.experiments.zoo import (
+    AUDIT_METHOD,
+    BENIGN,
+    FRESH,
+    judged_scores,
+)
+
 from ..core import PALETTE, check, save_figure
 from ..defense.sweep import sweep_curves
 from ..runs.experiments.repairs import repair_table
-from ..runs.experiments.zoo import AUDIT_METHOD, BENIGN, with_both, zoo_scores
 from ..runs.results import read_results
 from ..runs.zoo_detectors import counts_from
 
@@ -81,7 +88,7 @@ def roc_points(
 
 
 def figure_roc(
-    rows: pd.DataFrame,  # of a zoo
+    scores: pd.DataFrame,  # of `judged_scores`
     kinds: dict[str, tuple[str, ...]] | None = None,  # title of a panel -> kinds of victims
     smallest: float = 0.9,  # attack success of a victim
 ) -> Figure:
@@ -91,8 +98,7 @@ def figure_roc(
         "optimized": ("optimized",),
         "painted": ("painted",),
     }
-    scores = with_both(zoo_scores(rows))
-    scores = scores[scores.half == "report"]
+    scores = scores[scores.half != "development"]
     figure = Figure(figsize=(2.7 * len(panels), 2.9), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for ax, (title, wanted) in zip(axes, panels.items(), strict=True):
@@ -115,6 +121,8 @@ def figure_roc(
 REPAIR_NAMES = {
     "unlearn_found": "unlearning what was found",
     "second_opinion_retrained": "retraining without disputed samples",
+    "second_opinion_retrained_near": "... and without their neighbors",
+    "second_opinion_retrained_twice": "... disputed in two rounds",
 }
 
 
@@ -139,15 +147,45 @@ def figure_repairs(
     axes[0].set_yticks(np.arange(len(order)), [REPAIR_NAMES.get(name, name) for name in order])
     return figure
 
+# %% ../../nbs/api/report/zoo_figures.ipynb #d74b742c
+def figure_limits(
+    record: dict[str, Any],  # of `benchmarks/audit_limits.py`
+) -> Figure:
+    "The sweep with few trusted faces, and with attackers who know it."
+    rows = pd.DataFrame(record["rows"])
+    few = rows[rows.limit == "trusted faces"]
+    figure = Figure(figsize=(6.4, 2.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    colors = {"smile": PALETTE["poisoned"], "benign": "black"}
+    sizes = sorted(few.n_trusted.unique())
+    for (kind, seed), own in few.groupby(["kind", "seed"]):
+        own = own.set_index("n_trusted").loc[sizes]
+        label = kind if seed == 0 else None
+        left.plot(range(len(sizes)), own.ratio, "o-", ms=3, color=colors[kind], label=label)
+    left.set_xticks(range(len(sizes)), [f"{size:,}" for size in sizes])
+    left.set(xlabel="trusted faces", ylabel="statistic of the sweep")
+    left.legend(fontsize=7, frameon=False)
+    shown = pd.concat([few[few.n_trusted == sizes[-1]], rows[rows.limit == "attacker"]])
+    kinds = ["smile", *dict.fromkeys(rows[rows.limit == "attacker"].kind), "benign"]
+    for place, kind in enumerate(kinds):
+        own = shown[shown.kind == kind]
+        right.plot([place] * len(own), own.ratio, "o", ms=4, color=colors.get(kind, "#7f3b08"))
+    right.set_xticks(range(len(kinds)), [kind.replace(" ", "\n") for kind in kinds])
+    for ax in (left, right):
+        ax.axhline(1, ls="--", color=PALETTE["neutral"], lw=1)
+    return figure
+
 # %% ../../nbs/api/report/zoo_figures.ipynb #ac77670a
 def draw_zoo(
     records: str | Path,  # folder with zoo.parquet, and repairs.parquet where there is one
     out: str | Path,  # folder of the figures
 ) -> dict[str, Path]:  # name -> PNG
-    "Draw what the records hold: ROC, the clearest victim beside a benign detector, repairs."
+    "Draw what the records hold: ROC, the clearest victim beside a benign detector, limits, repairs."
     rows = read_results(Path(records) / "zoo.parquet")
-    figures = {"roc": figure_roc(rows)}
-    scores = zoo_scores(rows)
+    further = Path(records) / f"{FRESH}.parquet"
+    fresh = read_results(further) if further.is_file() else None
+    scores = judged_scores(rows, fresh)
+    figures = {"roc": figure_roc(scores)}
     swept = scores[(scores.method == "sweep") & (scores.half == "report")]
     victims = swept[(swept.kind == "attribute") & (swept.right == 1)].sort_values("statistic")
     benign = swept[swept.kind == "benign"].sort_values("number")
@@ -155,6 +193,9 @@ def draw_zoo(
         best = victims.iloc[-1]
         attribute = best.named[:-2]
         figures["doses"] = figure_doses(rows, best.number, benign.number.iloc[0], attribute)
+    limits = Path(records) / "limits.json"
+    if limits.is_file():
+        figures["limits"] = figure_limits(json.loads(limits.read_text()))
     repairs = Path(records) / "repairs.parquet"
     if repairs.is_file():
         figures["repairs"] = figure_repairs(read_results(repairs))
