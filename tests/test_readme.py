@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,6 +24,17 @@ def test_readme_is_short():
     text = readme()
     assert len(text.split()) <= 900
     assert text.count("![") == 2 and len(re.findall(r"(?m)^\|:?-", text)) == 1
+
+
+def test_chapters_are_linked_in_order():
+    "Every chapter names the next one, and the README opens the first."
+    chapters = sorted((ROOT / "nbs/learn").glob("[01][0-9]_*.ipynb"))
+    assert f"nbs/learn/{chapters[0].name}" in readme()
+    for chapter, following in pairwise(chapters):
+        texts = "".join(
+            "".join(cell["source"]) for cell in json.loads(chapter.read_text())["cells"]
+        )
+        assert f"]({following.name})" in texts, (chapter.name, following.name)
 
 
 def links_of(path):
