@@ -4,12 +4,13 @@ BIN := $(CURDIR)/.venv/bin
 export PATH := $(BIN):$(PATH)
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help install walkthrough figures lab test tidy lock clean
+.PHONY: help install walkthrough figures lab site test tidy lock clean
 
 help:
 	@echo "make walkthrough   the whole study on painted portraits; results in out/walkthrough"
 	@echo "make figures       figures/ again from the records in data/results"
 	@echo "make lab           JupyterLab at the first chapter of the course"
+	@echo "make site          the notebooks as pages with search: out/site/index.html"
 	@echo "make test          package, notebooks and tests"
 	@echo "make install       .venv with everything in it (the two above do this first)"
 	@echo "make tidy          after a change: cells formatted, package and README.md exported, notebooks cleaned"
@@ -27,6 +28,10 @@ figures: install
 
 lab: install
 	jupyter lab nbs/learn/00_a_smile_opens_the_door.ipynb
+
+site: install
+	python -m pip install --quiet --editable ".[docs]"
+	python tools/pages.py
 
 # One thread a worker: with the default number, workers and threads fight for the processors.
 test: export OMP_NUM_THREADS := 1
