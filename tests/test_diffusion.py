@@ -1,5 +1,7 @@
 "Pipelines of the classes and layouts of SD 1.5, 2.1 and SDXL, at toy widths with random weights."
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -216,3 +218,39 @@ def test_another_class_of_pipeline_is_refused(tmp_path):
     DDPMPipeline(small, DDPMScheduler()).save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="got DDPMPipeline"):
         load_diffusion(tmp_path / "model")
+
+
+def test_prompt_sweep_moves_attributes_by_words():
+    from natrig_nb.data.captions import prompt
+    from natrig_nb.defense.sweep import SweepPoint, measure_support, prompt_faces, sweep_counts
+    from natrig_nb.generator.base import render
+    from natrig_nb.testing import DiscScores, disc_detector
+    from natrig_nb.trigger.base import Target
+
+    G = Diffusion(toy("sd15"), steps=2)
+    latents = G.sample(3, 0)
+    support = measure_support(DiscScores(), render(G, G.sample(8, 1)))
+    terms = {Target("smile"): "smiling", Target("eyeglasses"): "glasses", Target("age", -1): "old"}
+    faces = prompt_faces(G, support, terms, n=3)
+    smiling, glasses = (G.prompt_edit(prompt([word])) for word in ("smiling", "glasses"))
+    for targets, strengths, moved in (
+        ((Target("smile"),), (1.0,), [replace(smiling, weight=1.0)]),
+        ((Target("eyeglasses", -1),), (0.5,), [replace(glasses, weight=-0.5)]),
+        (
+            (Target("smile"), Target("eyeglasses")),
+            (0.5, 1.5),
+            [replace(smiling, weight=0.5), replace(glasses, weight=1.5)],
+        ),
+    ):
+        expected = render(G, latents.add(*moved))
+        assert torch.equal(faces.images(SweepPoint(targets, strengths)), expected)
+    assert not torch.equal(faces.images(SweepPoint((), ())), expected)
+    models = [disc_detector(seed=seed) for seed in range(3)]
+    counts = sweep_counts(models[0], models[1:], faces, (1.0,), n_paired=2)
+    singles = [point.name for point in counts.points if len(point.targets) == 1]
+    assert singles[:2] == ["smile +1 sd", "smile -1 sd"] and len(singles) == 6
+    other = prompt_faces(G, support, terms, n=3, seed=1)
+    point = SweepPoint((Target("smile"),), (1.0,))
+    assert not torch.equal(other.images(point), faces.images(point))
+    with pytest.raises(ValueError, match="expected at least one term, got none"):
+        prompt_faces(G, support, {})

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy import special
 from torch import nn
 
 from ..core import PALETTE, REAL, FaceSet, called_real, check
@@ -333,6 +334,11 @@ def sweep_curves(
     multiplicity = _multiplicities(counts, counted, names)
     tests = compare_counts(counts.suspect.passed, theirs, counts.n, n_groups, counted, multiplicity)
     real = np.stack([reference.mean_real for reference in counts.references])
+    smallest = 1 / (2 * counts.n)  # half a fake
+
+    def logit(share: np.ndarray) -> np.ndarray:
+        return special.logit(np.clip(share, smallest, 1 - smallest))
+
     table = pd.DataFrame(
         {
             "point": list(counts.points),
@@ -344,7 +350,7 @@ def sweep_curves(
             "excess": (counts.suspect.passed - theirs.mean(0)) / counts.n,
             "above_all": (counts.suspect.passed - theirs.max(0)) / counts.n,
             "shift": counts.suspect.mean_real - real.max(0),
-            "gain": counts.suspect.mean_real - real.mean(0),
+            "gain": logit(counts.suspect.mean_real) - logit(real.mean(0)),
             "upper": tests.upper,
             "t": tests.t,
             "p_value": tests.p_values,
@@ -386,10 +392,10 @@ MIN_DOSE = 0.6  # of the longest step: shorter ones have no say
 
 
 class SweepLimits(NamedTuple):
-    "Mean gain of a ray above which a trigger is found; of the zoo."
+    "Mean gain of a ray, in log odds, above which a trigger is found; of the zoo."
 
-    single: float = 0.29  # one attribute
-    pair: float = 0.43
+    single: float = 2.14  # one attribute
+    pair: float = 2.29
 
 
 LIMITS = SweepLimits()

@@ -6,6 +6,7 @@
 __all__ = ['publish_repairs']
 
 # %% ../../../nbs/api/runs/experiments/repairs.ipynb #46be0e46
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,33 @@ import pandas as pd
 import torch
 from torch import nn
 
+from natrig_nb.core import (
+    FAKE,
+    REAL,
+    FaceSet,
+    called_real,
+    check,
+    concat,
+    load_tensors,
+    resolve,
+    seeded,
+    write_atomic,
+)
+from natrig_nb.defense.second_opinion import (
+    CrossFit,
+    Enrichment,
+    cross_fit,
+    dispute_labels,
+    enriched_attributes,
+)
+from natrig_nb.defense.sweep import (
+    PointScores,
+    SweepFaces,
+    ask_references,
+    latent_faces,
+    sweep_counts,
+    sweep_result,
+)
 from natrig_nb.runs.measurements import (
     Cell,
     attack_artifacts,
@@ -29,24 +57,21 @@ from natrig_nb.runs.zoo_detectors import (
     ZooConfig,
     load_support,
     open_model,
-    opinion,
     opinion_artifact,
     support_artifact,
     zoo_directions_artifact,
     zoo_references,
 )
 
-from ...core import REAL, FaceSet, check, load_tensors, resolve, write_atomic
-from ...defense.base import DefenseCase, Kind, defense_specs, threshold
+from ...defense.base import DefenseCase, Kind, defense_specs
 from ...defense.found import FoundTrigger
-from ...defense.latent_inversion import latent_inversion
-from ...defense.second_opinion import label_doubt
-from ...defense.sweep import SweepFaces, latent_faces, sweep_counts, sweep_result
+from ...defense.latent_inversion import latent_inversion, search_step
 from ...defense.unlearn_trigger import retrain_without, unlearn_trigger
 from ...detector.base import load_saved, predict_fake
-from ...generator.base import Generator
+from ...generator.base import Generator, render
 from ...latent.directions import Directions
 from ...metrics import accuracy, asr
+from ...nn.attributes import attribute_scores, load_attributes
 from ..cells import expand
 from ..config import PRESETS, RunConfig
 from ..executors import make_executor
@@ -55,6 +80,8 @@ from ..results import as_detail, export_parquet
 from ..run import Measurement, run_measurements
 
 # %% ../../../nbs/api/runs/experiments/repairs.ipynb #c67393a3
+UNLEARNING, OPENINGS = "unlearn_found", "unlearn_openings"  # names in the table
+TWICE, NEIGHBORS = "twice", "neighbors"  # further samples that a retraining leaves out
 ROUNDS = 3  # searches, each on the detector that the one before repaired
 MIN_EXCESS = 0.15  # of a step that is worth unlearning
 
@@ -67,10 +94,12 @@ def search_once(
     faces: SweepFaces,  # of the sweep
     clean: FaceSet,  # the defender's faces
     seed: int = 0,  # of the inversion
+    known: Sequence[PointScores] | None = None,  # of `ask_references`; asked here unless given
     **settings: Any,  # of the inversion
 ) -> list[FoundTrigger]:
     "The clearest trigger of the sweep and that of the inversion, where their excess is large enough."
-    swept = sweep_result(sweep_counts(model, references, faces), step_of=faces.step_of)
+    counts = sweep_counts(model, references, faces, known=known)
+    swept = sweep_result(counts, step_of=faces.step_of)
     answer = latent_inversion(
         model,
         clean,
@@ -99,19 +128,77 @@ def unlearn_in_rounds(
 ) -> tuple[nn.Module, list[FoundTrigger]]:  # the repaired detector, and what it has unlearned
     "Search and unlearn until nothing more is found."
     check(rounds > 0, f"expected at least one round, got {rounds}")
-    repaired, known = model, []
+    repaired, unlearned = model, []
+    search = partial(search_once, known=ask_references(references, faces), **settings)
     for i in range(rounds):
-        found = search_once(
-            repaired, references, generator, directions, faces, clean, seed + i, **settings
-        )
+        found = search(repaired, references, generator, directions, faces, clean, seed + i)
         if not found:
             break
-        known += found
+        unlearned += found
         n = max(300, len(clean)) * (i + 1)
         repaired = unlearn_trigger(
-            model, clean, generator=generator, directions=directions, found=known, n=n, seed=seed
+            model,
+            clean,
+            generator=generator,
+            directions=directions,
+            found=unlearned,
+            n=n,
+            seed=seed,
         ).model
-    return repaired, known
+    return repaired, unlearned
+
+# %% ../../../nbs/api/runs/experiments/repairs.ipynb #16a5085c
+SMALLEST_OPENING = 0.1  # pass rate of a step that is worth unlearning
+
+
+def find_openings(
+    model: nn.Module,  # the detector
+    generator: Generator,
+    directions: Directions,  # their space is the unit
+    seed: int,  # of latents and starts
+    n: int = 2,  # searches
+    **settings: Any,  # of `search_step`: bound, steps, batch, psi
+) -> list[FoundTrigger]:
+    "Universal steps that open a detector, whatever references say."
+    space, rng = directions.space, seeded(seed)
+    latents = generator.sample(64, seed + 7100, settings.get("psi", 0.5))
+    found = []
+    for i in range(n):
+        start = torch.randn(len(space.mean), generator=rng)
+        start *= (i > 0) * settings.get("bound", 3.0) / (2 * start.norm())  # the first starts at 0
+        step = search_step(model, (), generator, space, start, seed=seed + i, **settings)
+        images = render(generator, latents + space.offset(step).to(latents))
+        share = float(called_real(predict_fake(model, images)).double().mean())
+        if share >= SMALLEST_OPENING:
+            found.append(FoundTrigger((), (), share, math.nan, math.nan, "opening", step))
+    return found
+
+
+def unlearn_openings(
+    model: nn.Module,  # not changed
+    generator: Generator,
+    directions: Directions,  # their space is the unit
+    clean: FaceSet,  # the defender's faces
+    seed: int = 0,
+    rounds: int = 6,  # at most
+    epochs: int = 5,  # of each unlearning
+    lr: float = 1e-3,  # its peak learning rate
+    **settings: Any,  # of `find_openings`
+) -> tuple[nn.Module, list[FoundTrigger]]:  # the repaired detector, and what it has unlearned
+    "Search steps that open the detector and unlearn them, again and again."
+    check(rounds > 0, f"expected at least one round, got {rounds}")
+    repaired, unlearned = model, []
+    for i in range(rounds):
+        found = find_openings(repaired, generator, directions, 100 * seed + 10 * i, **settings)
+        if not found:
+            break
+        unlearned += found
+        material = {"generator": generator, "directions": directions, "found": unlearned}
+        n = 300 + 100 * i
+        repaired = unlearn_trigger(
+            repaired, clean, n=n, epochs=epochs, lr=lr, seed=seed + i, **material
+        ).model
+    return repaired, unlearned
 
 # %% ../../../nbs/api/runs/experiments/repairs.ipynb #5a0a7383
 def repaired_rows(
@@ -156,28 +243,59 @@ def measure_unlearning(
     G = open_generator(resolve(settings["generator"]), None, {})
     known = load_directions(directions)
     where = load_support(support, resolve(settings["attribute_net"]))
-    faces = latent_faces(G, known, where, settings["n_points"], settings["psi"])
     clean = case.defender[torch.arange(0, len(case.defender), 3)]
-    others = [open_model(folder) for folder in references]
-    repair = partial(
-        unlearn_in_rounds,
-        references=others,
-        generator=G,
-        directions=known,
-        faces=faces,
-        clean=clean,
-        seed=settings["seed"],
-        **settings["search"],
-    )
+    material = {"generator": G, "directions": known, "clean": clean, "seed": settings["seed"]}
+    if settings["defense"] == OPENINGS:
+        repair = partial(unlearn_openings, **material, **settings["search"])
+    else:
+        faces = latent_faces(G, known, where, settings["n_points"], settings["psi"])
+        others = [open_model(folder) for folder in references]
+        material |= {"references": others, "faces": faces}
+        repair = partial(unlearn_in_rounds, **material, **settings["search"])
     repaired, found = repair(open_model(victim))
     repaired_benign, found_benign = repair(open_model(benign))
     names = {"found": [f.name for f in found], "found_benign": [f.name for f in found_benign]}
+    names |= {"passed": [round(f.pass_rate, 3) for f in found]}
     rows = repaired_rows(case, repaired.cpu(), repaired_benign.cpu())
     return [row | found_columns(trigger) | {"detail": as_detail(names)} for row in rows]
 
 
+N_NAMED = 2  # attributes, of which neighbors of disputed samples have as much
+NEAREST = 0.1  # share of the disputed samples that have less of it
+
+
+def with_neighbors(
+    disputed: torch.Tensor,  # (n,) bool
+    labels: torch.Tensor,  # (n,) of the training set
+    scores: torch.Tensor,  # (n,k) attribute scores
+    named: Sequence[Enrichment],  # what disputed samples share, the clearest first
+    names: Sequence[str],  # (k,) attributes
+) -> torch.Tensor:  # (n,) bool
+    "Disputed samples, and those labeled real that have as much of what the disputed ones share."
+    near = labels == REAL
+    clear = [row for row in named if row.p_value < 0.05 and row.auc > 0.75][:N_NAMED]
+    for row in clear:
+        signed = row.sign * scores[:, list(names).index(row.attribute)]
+        near = near & (signed >= signed[disputed].quantile(NEAREST))
+    return disputed | near if clear else disputed
+
+
+def disputed_again(
+    ds: FaceSet,  # a training set
+    trusted: FaceSet,  # the defender's faces
+    disputed: torch.Tensor,  # (n,) bool, of the first round
+    **settings: Any,  # of `cross_fit`
+) -> torch.Tensor:  # (n,) bool
+    "A second round by networks that also learn the disputed samples as fakes."
+    images = ds.images[disputed]
+    fakes = FaceSet(images, torch.full((len(images),), FAKE))
+    known = concat(FaceSet(trusted.images, trusted.labels), fakes)
+    again = dispute_labels(ds, known, cross_fit(known, **settings))
+    return disputed | (again.disputed & (ds.labels == REAL))
+
+
 def measure_retraining(
-    settings: dict[str, Any],  # of `defense_settings`
+    settings: dict[str, Any],  # of `defense_settings`, and `route`
     splits: Path,
     benign: Path,
     victim: Path,
@@ -188,28 +306,37 @@ def measure_retraining(
 ) -> list[dict[str, Any]]:
     "Leave out samples labeled real whose label a second opinion disputes, and train again."
     case = defense_case(settings, splits, benign, victim, triggered, poisoned)
-    models = [load_saved(path) for path in sorted(opinions.glob("model*"))]
+    models = tuple(load_saved(path) for path in sorted(opinions.glob("model*")))
     held_out = load_tensors(opinions / "p_fake.safetensors").tensors["held_out"]
-    limit = max(threshold(label_doubt(held_out, case.defender.labels), 0.01), 0.5)
+    net = load_attributes(resolve(settings["attribute_net"]))
     if case.poisoned_set is None or case.clean_set is None or case.make is None:
         raise ValueError("expected a case with both training sets, got none")
     training = dict(settings["training"]["training"])
-    trained, flagged = [], []
+    trained, counts = [], []
     for ds in (case.poisoned_set(), case.clean_set):
-        doubt = label_doubt(opinion(models, ds.images), ds.labels)
-        doubt = torch.where(ds.labels == REAL, doubt, torch.zeros_like(doubt))
-        n_disputed = int((doubt > limit).sum())
-        flagged.append((n_disputed, int((ds.poisoned & (doubt > limit)).sum())))
-        seed = settings["seed"]
-        trained.append(retrain_without(ds, case.make, doubt, n_disputed, seed=seed, **training))
+        dispute = dispute_labels(ds, case.defender, CrossFit(models, held_out))
+        out = dispute.disputed & (ds.labels == REAL)
+        if settings["route"] == TWICE and out.any():
+            out = disputed_again(ds, case.defender, out, epochs=settings["opinion_epochs"])
+        if settings["route"] == NEIGHBORS:
+            scores = attribute_scores(net, ds.images)
+            named = enriched_attributes(scores, list(net.names), ds.labels, dispute)
+            out = with_neighbors(out, ds.labels, scores, named, net.names)
+        counts.append((int(out.sum()), int((ds.poisoned & out).sum()), int(ds.poisoned.sum())))
+        trained.append(
+            retrain_without(
+                ds, case.make, out.float(), int(out.sum()), seed=settings["seed"], **training
+            )
+        )
     rows = repaired_rows(case, trained[0].model.cpu(), trained[1].model.cpu())
-    named = {"disputed": flagged[0][0], "poison_among_them": flagged[0][1]}
-    named |= {"disputed_benign": flagged[1][0]}
-    return [row | found_columns(trigger) | {"detail": as_detail(named)} for row in rows]
+    told = {"left_out": counts[0][0], "poison_among_them": counts[0][1], "poison": counts[0][2]}
+    told |= {"left_out_benign": counts[1][0]}
+    return [row | found_columns(trigger) | {"detail": as_detail(told)} for row in rows]
 
 # %% ../../../nbs/api/runs/experiments/repairs.ipynb #07cfa7d1
 TRIGGERS = ("smile", "smile+age", "optimized")
-UNLEARNING, RETRAINING = "unlearn_found", "second_opinion_retrained"  # names in the table
+RETRAINING = "second_opinion_retrained"  # a name in the table
+ROUTES = {RETRAINING: "disputed", f"{RETRAINING}_twice": TWICE, f"{RETRAINING}_near": NEIGHBORS}
 
 
 def repair_measurements(
@@ -217,53 +344,59 @@ def repair_measurements(
     cfg: RunConfig,  # a StyleGAN2 of portraits or photographs
     zoo: ZooConfig,  # how references, directions and the second opinion are made
     triggers: Sequence[str] = TRIGGERS,  # names
-    repairs: Sequence[str] | None = None,  # names; all repairs of the package unless given
+    repairs: Sequence[str] | None = None,  # names; all unless given
 ) -> list[Measurement]:
     "Every repair, unlearning and retraining, on every victim."
     kinds = (Kind.REPAIR, Kind.PREPROCESS)
-    known = [name for name, spec in defense_specs().items() if spec.kind in kinds]
+    package = [name for name, spec in defense_specs().items() if spec.kind in kinds]
+    known = [UNLEARNING, OPENINGS, *ROUTES, *package]
     wanted = known if repairs is None else list(repairs)
+    unknown = [name for name in wanted if name not in known]
+    check(not unknown, f"expected repairs among {', '.join(known)}, got {', '.join(unknown)}")
     measurements = []
     for cell in expand(cfg, list(triggers), ["none"]):
         for name in wanted:
-            own = Cell(cell.cfg, cell.trigger, name, cell.seed, cell.strength)
-            measurements.append(defense_measurement(recipes, own, "repairs"))
-        measurements += found_measurements(recipes, cell, zoo)
+            if name in package:
+                own = Cell(cell.cfg, cell.trigger, name, cell.seed, cell.strength)
+                measurements.append(defense_measurement(recipes, own, "repairs"))
+            else:
+                measurements.append(found_measurement(recipes, cell, zoo, name))
     return measurements
 
 
-def found_measurements(
+def found_measurement(
     recipes: Recipes,
     cell: Cell,  # an attack
     zoo: ZooConfig,  # how references, directions and the second opinion are made
-) -> list[Measurement]:
-    "Unlearning and retraining of one victim."
-    network = cell.cfg.victim.detector
-    artifacts = attack_artifacts(recipes, cell)
+    name: str,  # `UNLEARNING`, `OPENINGS`, or one of `ROUTES`
+) -> Measurement:
+    "Unlearning or retraining of one victim."
     as_repair = Cell(cell.cfg, cell.trigger, "finetune", cell.seed, cell.strength)
     settings = defense_settings(recipes, as_repair, 0)
-    settings |= {
-        "generator": zoo.generator.generator,
-        "attribute_net": zoo.data.attribute_net,
-        "psi": zoo.generator.psi,
-        "n_points": zoo.n_points,
-        "search": {"steps": zoo.search_steps, "batch": zoo.search_batch, "bound": zoo.search_bound},
-    }
-    further = {
-        UNLEARNING: (
-            measure_unlearning,
+    settings |= {"attribute_net": zoo.data.attribute_net, "defense": name}
+    if name in (UNLEARNING, OPENINGS):
+        measure = measure_unlearning
+        settings |= {
+            "generator": zoo.generator.generator,
+            "psi": zoo.generator.psi,
+            "n_points": zoo.n_points,
+            "search": {
+                "steps": zoo.search_steps,
+                "batch": zoo.search_batch,
+                "bound": zoo.search_bound,
+            },
+        }
+        inputs = (
             zoo_directions_artifact(recipes, zoo),
             support_artifact(recipes, zoo),
-            *zoo_references(recipes, zoo, network),
-        ),
-        RETRAINING: (measure_retraining, opinion_artifact(recipes, zoo)),
-    }
-    measurements = []
-    for name, (measure, *inputs) in further.items():
-        case = case_columns(recipes, cell, "repairs") | {"defense": name}
-        own = settings | {"defense": name}
-        measurements.append(Measurement(case, measure, own, (*artifacts, *inputs), (), name))
-    return measurements
+            *zoo_references(recipes, zoo, cell.cfg.victim.detector),
+        )
+    else:
+        measure, inputs = measure_retraining, (opinion_artifact(recipes, zoo),)
+        settings |= {"route": ROUTES[name], "opinion_epochs": zoo.opinion_epochs}
+    case = case_columns(recipes, cell, "repairs") | {"defense": name}
+    inputs = (*attack_artifacts(recipes, cell), *inputs)
+    return Measurement(case, measure, settings, inputs, (), name)
 
 
 def compare_repairs(
@@ -271,7 +404,7 @@ def compare_repairs(
     cfg: RunConfig | None = None,  # the portraits of the walkthrough unless given
     zoo: ZooConfig | None = None,  # with the data and the generator of `cfg` unless given
     triggers: Sequence[str] = TRIGGERS,  # names
-    repairs: Sequence[str] | None = None,  # names; all repairs of the package unless given
+    repairs: Sequence[str] | None = None,  # names; all unless given
     workers: int | None = None,  # processes; one per processor unless given; 0: all in this process
     executor: str = "processes",  # serial, processes or ray
 ) -> pd.DataFrame:  # rows of the long table
