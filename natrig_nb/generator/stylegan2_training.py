@@ -400,7 +400,7 @@ def _discriminator_step(training, x, gamma=0.05, every=16):
         loss = loss + gamma / 2 * every * r1_penalty(D, x, training.augment_p)
     loss.backward()
     training.optimizers["D"].step()
-    certainty = float(real.sign().mean())
+    certainty = float(real.detach().sign().mean())
     p = training.augment_p + math.copysign(len(x) / 200_000, certainty - 0.6)
     training.augment_p = min(max(p, 0.0), 0.8)
     log = {"D": loss, "real": real.mean(), "fake": fake.mean()}
