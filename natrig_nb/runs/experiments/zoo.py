@@ -192,8 +192,10 @@ def _largest(rows: pd.DataFrame, column: str) -> Statement:
     "The largest value of a column, with the attributes of its point."
     if not len(rows):
         return Statement(-1.0, [])
-    best = rows.sort_values([column, "shift"], ascending=False).iloc[0]
-    return Statement(float(best[column]), [list(target) for target in best.point.targets])
+    values = rows[column].to_numpy()
+    first = int(np.lexsort((-rows["shift"].to_numpy(), -values))[0])
+    targets = rows["point"].iloc[first].targets
+    return Statement(float(values[first]), [list(target) for target in targets])
 
 
 def method_answers(
