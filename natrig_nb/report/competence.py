@@ -15,7 +15,7 @@ from ..runs.settings import SETTINGS, read_settings
 
 # %% ../../nbs/api/report/competence.ipynb #69ec12b4
 WHAT_HELPS = (
-    "Larger pictures (--size 128), more pictures, more --epochs or another detector (--detector) "
+    "Larger pictures (--size), more pictures, more --epochs or another detector (--detector) "
     "would help."
 )
 
