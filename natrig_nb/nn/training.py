@@ -87,7 +87,7 @@ def average_decay(
     half_life: float,  # steps after which the average has forgotten half
     count: int,  # updates so far
 ) -> float:  # in (0,1): weight of the average beside the new weights
-    "How much of a moving average stays in one update: little at first, since the start is random."
+    "Share of a moving average that stays in an update: small at first, as it starts at random."
     return min(0.5 ** (1 / half_life), (1 + count) / (10 + count))
 
 

@@ -583,7 +583,7 @@ def power_rows(
 
 PARTS = {
     "intervals": interval_rows,
-    "null": null_rows,
+    "no effects": null_rows,
     "power": power_rows,
     "tastes": taste_rows,
 }
