@@ -4,8 +4,8 @@
     python benchmarks/audits.py --run out/walkthrough
 
 600 portraits and 600 fakes, which no detector has seen, are written as folders; `natrig audit` gets nothing
-else. References and directions are made by the first audit and shared by the others, so only its seconds
-include them. About seven minutes on one core; it goes on where it stopped.
+else. References and directions are made by the first audit and shared by the others. About seven minutes on
+one core; it goes on where it stopped.
 """
 
 import argparse
@@ -72,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("out/walkthrough"), help="a walkthrough")
     parser.add_argument("--out", type=Path, default=Path("out/audits"), help="faces and audits")
+    parser.add_argument("--note", default="", help="what a reader of the record should know")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     write_faces(args.out / "faces")
@@ -80,7 +81,8 @@ def main() -> None:
         path = args.run / "models" / f"{name}.safetensors"
         rows.append(audited(path, args.out / "faces", args.out))
         print(rows[-1], flush=True)
-    record = {"command": "python benchmarks/audits.py", "rows": rows, "environment": environment()}
+    about = {"command": "python benchmarks/audits.py", "note": args.note}
+    record = {**about, "rows": rows, "environment": environment()}
     with write_atomic(RECORD) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
 

@@ -178,7 +178,7 @@ def sweep_answers(
 ) -> dict[str, Statement]:  # by name of the statistic
     "The statistics of a sweep, each with the attributes of its largest point."
     curves = sweep_curves(counts_from(counts), min_margin)
-    usable = curves[curves.counted & curves.needed]
+    usable = pd.DataFrame(curves[curves.counted & curves.needed])
     usable = usable.assign(evidence=-np.log10(usable.p_value.clip(lower=1e-300)))
     answers = {name: _largest(usable, column) for name, column in SWEEP_POINTS.items()}
     rays = sweep_rays(curves)
@@ -420,7 +420,9 @@ def score_table(
             judged = scores[scores.half.isin(parts)]
             for method, own in judged.groupby("method", sort=False):
                 about = {"half": half, "method": method, "threshold": limits[str(method)]}
-                table += [about | row for row in _method_rows(own, limits[str(method)])]
+                table += [
+                    about | row for row in _method_rows(pd.DataFrame(own), limits[str(method)])
+                ]
     return pd.DataFrame(table)
 
 
