@@ -184,7 +184,7 @@ def sweep_answers(
     rays = sweep_rays(curves)
     is_pair = np.array([len(targets) > 1 for targets in rays.targets], bool)
     for name, part in zip(FAMILIES, (rays[~is_pair], rays[is_pair]), strict=True):
-        answers[name] = _largest(part, "ray_gain")
+        answers[name] = _largest(pd.DataFrame(part), "ray_gain")
     return answers
 
 
