@@ -399,7 +399,9 @@ def comparison_results(
     check(planted.is_logistic, "expected planted answers with logistic noise, got normal noise")
     answers = simulated_answers(planted, design, n_people, n_studies, seed)
     evidence = dict(zip(planted.conditions, planted.evidence, strict=True))
-    inside, significant, at_first_step = [], [], []
+    inside = []
+    significant = []
+    at_first_step = []
     for fitted in regressions(answers, planted.conditions):
         table = compare_conditions(fitted)
         pairs = list(zip(table["first"], table.second, strict=True))
