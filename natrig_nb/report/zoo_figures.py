@@ -180,7 +180,7 @@ def draw_zoo(
     records: str | Path,  # folder with zoo.parquet, and repairs.parquet where there is one
     out: str | Path,  # folder of the figures
 ) -> dict[str, Path]:  # name -> PNG
-    "Draw what the records hold: ROC, the clearest victim beside a benign detector, limits, repairs."
+    "Draw what the records hold: ROC, victim beside benign detector, limits, repairs."
     rows = read_results(Path(records) / "zoo.parquet")
     further = Path(records) / f"{FRESH}.parquet"
     fresh = read_results(further) if further.is_file() else None
