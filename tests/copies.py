@@ -35,7 +35,9 @@ def add_module(folder: Path, module: str, source: str) -> None:
     """Write and export one notebook of one module; no other file of the package may change."""
     place = folder / "nbs" / "api" / Path(*module.split(".")).with_suffix(".ipynb")
     place.parent.mkdir(parents=True, exist_ok=True)
-    cells = [f"#| default_exp {module}", "#| export\n" + source.strip("\n")]
+    imports, _, rest = source.strip("\n").partition("\n\n\n")  # a cell of their own, as everywhere here
+    exported = ["#| export\n" + part for part in (imports, rest) if part]
+    cells = [f"#| default_exp {module}", *exported]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbformat.write(notebook, place)
     before = contents(folder / "natrig_nb")
