@@ -11,6 +11,7 @@ SLOW = "slow: takes over 10 s; CI runs it, `pytest -m 'not slow'` leaves it out"
 ALLOWED_SKIPS = {  # pattern of the reason: why the test may be left out
     r"NATRIG_FACES": "photographs of people are not part of the repository",
     r"takes minutes: set NATRIG_(SLOW|WHOLE)": "the long form of a test that also has a short one",
+    r"this is the copy": "the whole suite runs once on a copy with one new part of each kind",
     r"needs the git history": "a shallow clone or an archive has none",
     r"expected a git checkout": "an archive of the sources is none",
     r"playwright|chromium": "a browser is not among the development requirements",

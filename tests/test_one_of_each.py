@@ -16,7 +16,11 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from copies import ROOT, add_module, copy_package, run_code  # noqa: E402
 
-pytestmark = pytest.mark.slow
+IS_COPY = (ROOT / "natrig_nb" / "trigger" / "own_stripe.py").exists()
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(IS_COPY, reason="this is the copy: it has one of each already"),
+]
 OWN = {  # module -> what its notebook exports
     "trigger.natural.own_hat": '''
 from natrig_nb.trigger.base import Need, SearchContext, Target, Trigger, TriggerSpec, required
