@@ -194,7 +194,7 @@ def test_ten_thousand_cells_are_planned_in_seconds(tmp_path):
     assert len(cells) == 10_800 and table["victim-resnet18-w16"] == table["poisoned"] == 2700
     assert table["benign-resnet18-w16"] == 9 and table["trigger"] == table["triggered"] == 3
     assert not list(tmp_path.iterdir()), "a plan must not write"
-    assert seconds < 40, f"{seconds:.1f} s"  # 2 to 11 s here, by the load; minutes if quadratic
+    assert seconds < 4, f"{seconds:.1f} s"  # 2.6 s beside twelve other processes
 
 
 KEYS = """

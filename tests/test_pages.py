@@ -30,7 +30,7 @@ def test_directives_hidden_cells_and_warnings_are_left_out(tmp_path, monkeypatch
         tmp_path,
         monkeypatch,
         code("#| default_exp one"),
-        code("#| hide\nassert True"),
+        code("#| hide\nprivate = 1"),
         code("#| export\n%matplotlib inline\nx = 1", warning, said),
         code("#| echo: false\nx", said),
     )

@@ -5,13 +5,15 @@ __all__ = ['plain', 'Artifact', 'with_inputs']
 
 # %% ../../nbs/api/runs/artifacts.ipynb #379a5199
 import errno
+import gc
 import json
 import os
 import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -45,6 +47,18 @@ def _file_content(file: str | Path) -> str:
     "Content hash of one file; read again only when its size or modification time changed."
     about = os.stat(file)
     return _known_digest(str(file), about.st_size, about.st_mtime_ns)
+
+# %% ../../nbs/api/runs/artifacts.ipynb #46b84be3
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    "No collection of garbage inside; also a decorator. For work that keeps nearly all it makes."
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 # %% ../../nbs/api/runs/artifacts.ipynb #5b0c765f
 def plain(

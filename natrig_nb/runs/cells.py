@@ -12,12 +12,14 @@ from itertools import product
 from ..core import check
 from ..defense.base import defense_specs
 from ..detector.base import detector_specs
+from .artifacts import collector_paused
 from .config import LABEL_MODES, RunConfig, changed
 from .measurements import Cell
 from .preparation import available_triggers
 from .ready import check_names
 
 # %% ../../nbs/api/runs/cells.ipynb #4396af02
+@collector_paused()
 def expand(
     cfgs: RunConfig | list[RunConfig],  # settings, one per data set
     triggers: list[str] | None = None,  # names; all that the settings allow unless given

@@ -68,7 +68,7 @@ from ..attack.run import Carriers, Splits, measure
 from ..attack.visibility import TRANSFORMS, asr_under_transforms
 from ..core import FaceSet, check, digest, load_tensors, save_tensors
 from ..trigger.base import Need, TriggerSpec
-from .artifacts import Artifact, plain
+from .artifacts import Artifact, collector_paused, plain
 from .results import as_detail
 from .run import Measurement
 
@@ -600,6 +600,7 @@ def reference_artifacts(recipes: Recipes, cell: Cell, n_references: int) -> list
     return [benign_artifact(recipes, cfg.data, fakes, cfg.victim, seed) for seed in seeds]
 
 
+@collector_paused()
 def measurements_of(
     recipes: Recipes,
     cells: list[Cell],

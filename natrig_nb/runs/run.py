@@ -17,6 +17,7 @@ import pandas as pd
 
 from natrig_nb.runs.artifacts import (
     Artifact,
+    collector_paused,
     ensure,
     plain,
     read_note,
@@ -86,6 +87,7 @@ class Plan(NamedTuple):
     total: Counter  # kind -> number of tasks, finished ones included
 
 
+@collector_paused()
 def plan_run(
     measurements: Iterable[Measurement],  # all cells of the run
     out: str | Path,  # folder of the run
@@ -95,19 +97,23 @@ def plan_run(
     "What a run has to do."
     forget_code()
     folder = Path(out)
-    every_cell = list(measurements)
-    needed = [artifact for m in every_cell for artifact in m.inputs]
-    every_artifact = with_inputs([*artifacts, *needed])
+    cells = {m.cell: m for m in measurements}
+    asked = list(artifacts)
+    every_artifact = with_inputs([*asked, *_inputs_of(cells.values())])
     finished = _finished_cells(folder, again)
-    left = {m.cell: m for m in every_cell if finished.get(m.cell) != m.code}
-    wanted = with_inputs([*artifacts, *(a for m in left.values() for a in m.inputs)])
+    left = {cell: m for cell, m in cells.items() if finished.get(cell) != m.code}
+    wanted = with_inputs([*asked, *_inputs_of(left.values())])
     present = _present(folder)
     tasks = [_artifact_task(a, folder) for a in wanted if a.key not in present]
     tasks += [_cell_task(m, folder) for m in left.values()]
     total = Counter(a.kind for a in every_artifact)
-    distinct = {m.cell: m for m in every_cell}
-    total.update(m.kind for m in distinct.values())
+    total.update(m.kind for m in cells.values())
     return Plan(tasks, left, total)
+
+
+def _inputs_of(measurements: Iterable[Measurement]) -> Iterable[Artifact]:
+    "The artifacts that measurements read, each once."
+    return dict.fromkeys(artifact for m in measurements for artifact in m.inputs)
 
 
 def _finished_cells(folder: Path, again: bool) -> dict[str, str]:
