@@ -760,7 +760,7 @@ def plain_counts(
         "n": counts.n,
         "margins": np.round(counts.margins, 4).tolist(),
         "passed": [scores.passed.tolist() for scores in everyone],
-        "mean_real": [np.round(scores.mean_real, 4).tolist() for scores in everyone],
+        "mean_real": [np.round(scores.mean_real, 7).tolist() for scores in everyone],
     }
 
 
